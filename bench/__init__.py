@@ -1,0 +1,1 @@
+"""Benchmarks: what Bursar costs, as ratios against references measured in the same run."""

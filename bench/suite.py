@@ -1,0 +1,15 @@
+"""Every benchmark there is, in the order in which they run."""
+
+from typing import Final
+
+from bench import gateway_rows
+from bench.harness import Benchmark
+
+SUITE: Final = (
+    Benchmark(("unary_vs_bare", "unary_all_vs_bare"), gateway_rows.unary_vs_bare),
+    Benchmark(("stream_vs_bare",), gateway_rows.stream_vs_bare),
+    Benchmark(("unary_added_latency_p50_ms", "unary_added_latency_p99_ms"), gateway_rows.added_latency),
+    Benchmark(("gateway_rss_100k_mb",), gateway_rows.gateway_memory),
+    Benchmark(("unary_vs_litellm",), gateway_rows.unary_vs_litellm),
+    Benchmark(("stream_vs_litellm",), gateway_rows.stream_vs_litellm),
+)

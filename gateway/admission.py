@@ -1,0 +1,161 @@
+"""Admission on one model: decide, route and hold, or say why not."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from policy.port import PolicyUnavailable
+
+from domain.amounts import RESOURCE_INDEX
+from domain.decision import Decision, Obligations
+from domain.ids import uuid7
+from domain.intent import Intent
+from domain.prices import Prices
+from gateway import demands, errors, rows
+from gateway.catalogue import Offer
+from gateway.errors import Refusal
+from gateway.governance import Governance
+from ledger.book import Route
+from ledger.budgets import Subject
+from ledger.holds import Hold, Shortfall
+from ledger.journal import JournalError
+from runtime.client import RuntimeClient
+
+US = 1_000_000
+_LIST_COST = RESOURCE_INDEX["list_cost_nusd"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One identified request: its intent, when it arrived and the columns its rows begin with."""
+
+    intent: Intent
+    arrived_us: int
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that may be sent: to which runtime, as which model, up to which output cap per choice."""
+
+    ask: Ask
+    decision: Decision
+    offer: Offer
+    runtime: RuntimeClient
+    prices: Prices
+    route: Route
+    hold: Hold
+    degraded: tuple[str, ...]
+    admitted_us: int
+
+
+def attempt(of: Governance, ask: Ask, model: str) -> Admitted | Refusal:
+    """Try one model: its policy decision, a healthy runtime and a hold on every budget, journalled."""
+    intent, now_us = ask.intent, of.now_us()
+    offer = of.catalogue.offers.get(model)
+    refusal = _unserved(intent, offer, model)
+    if refusal is not None or offer is None:
+        return refusal or errors.unknown_model(model)
+    runtime = offer.pick_runtime()
+    route = of.book.route(_subject(intent, model, runtime or offer.runtimes[0]), now_us // US)
+    try:
+        decision = of.decide(intent, model, route.headroom(now_us // US))
+    except PolicyUnavailable as error:
+        return Refusal(errors.POLICY_UNAVAILABLE, f"The policy could not be evaluated: {error}.")
+    refusal = _forbidden(of, intent, decision) or (None if runtime else errors.unhealthy(model, decision))
+    if refusal is not None or runtime is None:
+        return refusal or errors.unhealthy(model, decision)
+    return _hold(of, ask, Choice(decision, offer, runtime, route), now_us)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What one attempt has settled on before it holds."""
+
+    decision: Decision
+    offer: Offer
+    runtime: RuntimeClient
+    route: Route
+
+
+def _hold(of: Governance, ask: Ask, choice: Choice, now_us: int) -> Admitted | Refusal:
+    decision, offer, runtime, route = choice.decision, choice.offer, choice.runtime, choice.route
+    intent, obligations, rate = ask.intent, decision.obligations, runtime.spec.rate
+    prices = offer.prices_at(now_us // US)
+    demand = demands.demand(intent, offer, obligations, prices, rate)
+    hold_id = uuid7(now_us // 1000)
+    row = dict(ask.row)
+    hold = of.book.hold(route, demand, hold_id, row, now_us, of.hold_ttl_s)
+    if isinstance(hold, Shortfall):
+        return errors.short_of_budget(hold, now_us // US, decision)
+    degraded = _degraded(intent, offer, obligations, hold.cap)
+    held = demand.at(hold.cap)
+    row.update(
+        hold_id=hold_id,
+        decision_id=decision.decision_id,
+        policy_revision=decision.revision,
+        price_version=prices.version,
+        served_model=offer.model,
+        runtime=runtime.spec.id,
+        replica="",
+        held_tokens=held.tokens,
+        held_output_tokens=hold.cap * intent.choices,
+        held_list_cost_nusd=held[_LIST_COST],
+        held_gpu_us=held.gpu_us,
+        degraded=",".join(degraded),
+        cache_domain=obligations.cache_domain,
+    )
+    try:
+        of.journal.append("hold", rows.opened(hold, now_us))
+    except JournalError as error:
+        of.book.void(hold_id)
+        return Refusal(errors.GOVERNANCE_UNAVAILABLE, f"The journal cannot be written: {error}.", decision=decision)
+    return Admitted(ask, decision, offer, runtime, prices, route, hold, degraded, now_us)
+
+
+def _subject(intent: Intent, model: str, runtime: RuntimeClient) -> Subject:
+    principal = intent.principal
+    return Subject(
+        principal.org,
+        principal.team,
+        principal.app,
+        principal.user,
+        principal.key_id,
+        intent.run.run_id,
+        model,
+        runtime.spec.id,
+    )
+
+
+def _unserved(intent: Intent, offer: Offer | None, model: str) -> Refusal | None:
+    if offer is None:
+        return errors.unknown_model(model)
+    if intent.endpoint not in offer.endpoints:
+        return errors.malformed(f"Model {model!r} does not serve {intent.endpoint}.", "model")
+    context = offer.measure.context_tokens
+    if intent.max_output_tokens is not None and intent.max_output_tokens > context:
+        return errors.malformed(
+            f"max_tokens is more than the whole context of {model!r}, {context} tokens.", "max_tokens"
+        )
+    return None
+
+
+def _forbidden(of: Governance, intent: Intent, decision: Decision) -> Refusal | None:
+    if not decision.allow:
+        return errors.denied(decision)
+    bound = decision.obligations.max_input_tokens
+    if bound is not None and intent.input_bound > bound:
+        return errors.too_much_input(intent.input_bound, bound, decision)
+    if not of.has_room():
+        return Refusal(errors.GOVERNANCE_UNAVAILABLE, "The journal is out of room, so nothing new is admitted.")
+    return None
+
+
+def _degraded(intent: Intent, offer: Offer, obligations: Obligations, cap: int) -> tuple[str, ...]:
+    """What the caller gets less of than it asked: each named in `x-bursar-degraded`."""
+    wanted = offer.output_cap(intent.max_output_tokens, intent.input_bound)
+    named = (
+        ("model", offer.model != intent.model),
+        ("max_tokens", cap < wanted),
+        ("tools", not set(intent.tools).isdisjoint(obligations.blocked_tools)),
+    )
+    return tuple(name for name, is_so in named if is_so)

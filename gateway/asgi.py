@@ -1,0 +1,166 @@
+"""The ASGI data plane: identify the caller, read the request, and take it through the flow."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from domain.ids import uuid7
+from domain.intent import Intent, Principal
+from gateway import errors, flow, rows
+from gateway.admission import Admitted, Ask
+from gateway.calls import Caller
+from gateway.errors import Refusal
+from gateway.governance import Governance
+from gateway.identity import Head, read_head
+from gateway.keys import Key, KeyStore
+from gateway.live import Live
+from gateway.pseudonyms import Pseudonyms
+from gateway.replies import App, Message, Receive, Send, send_refusal
+from gateway.requests import ENDPOINTS, Endpoint, read_body, read_intent
+from gateway.traces import traced
+from observability.tracing import Span, Tracing
+
+
+@dataclass(frozen=True, slots=True)
+class BodyBounds:
+    """How much of a body is read, and for how long."""
+
+    bytes_max: int
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One request of a known caller, before its body is read."""
+
+    endpoint: Endpoint
+    head: Head
+    principal: Principal
+    request_id: str
+    arrived_us: int
+
+    def unread(self, model: str = "") -> Ask:
+        """The ask of a request that cannot be understood, so that it too leaves a row."""
+        intent = Intent(
+            self.request_id,
+            self.principal,
+            self.endpoint.name,
+            model,
+            stream=False,
+            input_bound=0,
+            max_output_tokens=None,
+            run=self.head.run,
+        )
+        return Ask(intent, self.arrived_us, rows.identity(intent, self.head.request_id))
+
+
+@dataclass(frozen=True, slots=True)
+class DataPlane:
+    """The ASGI application of the public listener; `others` serves what does not go through the flow."""
+
+    of: Governance
+    keys: KeyStore
+    live: Live
+    caller: Caller
+    tracing: Tracing
+    pseudonyms: Pseudonyms
+    body_bounds: BodyBounds
+    others: App
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request."""
+        endpoint = ENDPOINTS.get(scope["path"])
+        if endpoint is None or scope["method"] != "POST":
+            await self.others(scope, receive, send)
+            return
+        arrived_us = self.of.now_us()
+        request_id = uuid7(arrived_us // 1000)
+        head = read_head(scope["headers"])
+        key = self.keys.lookup(head.secret)
+        if not isinstance(key, Key):
+            self.of.metrics.unauthenticated(key.value)
+            await send_refusal(send, errors.unauthenticated(key.value), request_id, close=True)
+            return
+        self.live.in_flight += 1
+        try:
+            await self._serve(Arrival(endpoint, head, key.principal, request_id, arrived_us), receive, send)
+        finally:
+            self.live.in_flight -= 1
+
+    async def _serve(self, arrival: Arrival, receive: Receive, send: Send) -> None:
+        """Serve a known caller: the request ends as exactly one usage row, whatever happens."""
+        live = self.live
+        can_serve = live.can_serve()
+        data = await self._read(arrival.head, receive) if can_serve else errors.overloaded(is_draining=live.is_draining)
+        if isinstance(data, Refusal):
+            await self._refuse(arrival.unread(), data, send, close=True)
+            return
+        body = read_body(data)
+        if isinstance(body, Refusal):
+            await self._refuse(arrival.unread(), body, send)
+            return
+        ask = self._ask(arrival, body)
+        if isinstance(ask, Refusal):
+            await self._refuse(arrival.unread(body["model"]), ask, send)
+            return
+        await self._govern(arrival, ask, body, receive, send)
+
+    async def _govern(self, arrival: Arrival, ask: Ask, body: dict[str, Any], receive: Receive, send: Send) -> None:
+        result = await flow.admit(self.of, ask)
+        while isinstance(result, Admitted):
+            traceparent = arrival.head.traceparent
+            span = self.tracing.start(traceparent, result.decision.obligations.sample_trace)
+            onward = span.header if span is not None else traceparent
+            refusal = await self.caller.call(arrival.endpoint, result, body, receive, send, onward)
+            if span is not None:
+                self._end(span, ask, refusal)
+            if refusal is None:
+                return
+            result = flow.fall_back(self.of, ask, result, refusal)
+        await self._refuse(ask, result, send)
+
+    def _ask(self, arrival: Arrival, body: dict[str, Any]) -> Ask | Refusal:
+        offer = self.of.catalogue.offers.get(body["model"])
+        if offer is None:
+            return errors.unknown_model(body["model"])
+        principal = self.pseudonyms.applied(arrival.principal, body.get("user"))
+        intent = read_intent(arrival.endpoint, body, principal, arrival.request_id, offer.measure, arrival.head.run)
+        if isinstance(intent, Refusal):
+            return intent
+        return Ask(intent, arrival.arrived_us, rows.identity(intent, arrival.head.request_id))
+
+    async def _refuse(self, ask: Ask, refusal: Refusal, send: Send, *, close: bool = False) -> None:
+        flow.refuse(self.of, ask, refusal)
+        if refusal.kind is not errors.CLIENT_LEFT:
+            await send_refusal(send, refusal, ask.intent.request_id, close=close)
+
+    async def _read(self, head: Head, receive: Receive) -> bytes | Refusal:
+        """The body, or why it is not read to its end."""
+        bytes_max = self.body_bounds.bytes_max
+        if head.content_length is None:
+            return errors.malformed("The content-length header is not a number.", "content-length")
+        if head.content_length > bytes_max:
+            return errors.too_large(bytes_max)
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.body_bounds.timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return errors.CLIENT_GONE
+                    data: bytes = message.get("body", b"")
+                    if not message.get("more_body"):
+                        return (
+                            b"".join((*parts, data)) if size + len(data) <= bytes_max else errors.too_large(bytes_max)
+                        )
+                    parts.append(data)
+                    size += len(data)
+                    if size > bytes_max:
+                        return errors.too_large(bytes_max)
+        except TimeoutError:
+            return Refusal(errors.REQUEST_TIMEOUT, f"The body did not arrive within {self.body_bounds.timeout_s:g} s.")
+
+    def _end(self, span: Span, ask: Ask, refusal: Refusal | None) -> None:
+        row = self.of.recent.get(ask.intent.request_id) or ask.row
+        span.end(traced(row), refusal.kind.code if refusal else row.get("error_code") or None)

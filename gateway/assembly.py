@@ -1,0 +1,158 @@
+"""Assembly: the parts of one gateway worker, put together from a home and a configuration."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import orjson
+
+from domain.charges import Charge
+from domain.decision import Decision
+from domain.ids import uuid7
+from gateway.composition import budgets_of, bundle_of, catalogue_of, specs_of
+from gateway.config import Config
+from gateway.config_file import LoadedConfig
+from gateway.governance import Governance
+from gateway.home import Home
+from gateway.pseudonyms import Pseudonyms
+from gateway.recent import Recent
+from gateway.views import remaining
+from gateway.waiting import Waiting
+from gateway.webhooks import Webhooks
+from ledger import recovery
+from ledger.book import Book
+from ledger.client import LedgerClient, running
+from ledger.journal import Journal
+from ledger.segments import replay_from_snapshot
+from observability import names
+from observability.metrics import Metrics
+from policy.decider import Decider, load_engine
+from runtime.client import RuntimeClient
+
+US = 1_000_000
+WRITER = "gateway"
+_SPENT_SQL = """
+SELECT charge.1 AS budget, charge.2 AS counter, toUnixTimestamp(charge.3) AS window_start_s, charge.4 AS resource,
+       sum(charge.5) AS amount
+FROM usage ARRAY JOIN charges AS charge
+GROUP BY budget, counter, window_start_s, resource
+HAVING amount != 0
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A rebuilt book with its journal; `ownerless` holds were left by a process that died."""
+
+    book: Book
+    journal: Journal
+    ownerless: int
+
+
+def open_book(home: Home, config: Config, pseudonyms: Pseudonyms, now_us: Callable[[], int]) -> Opened:
+    """Rebuild the book and open its journal: from the last snapshot and its tail, or else from the ledger's sums.
+
+    Raises JournalLocked when another gateway has it, CorruptJournal when it is damaged and LedgerUnavailable when the
+    ledger goes away meanwhile.
+    """
+    now_s = now_us() // US
+    book = Book(budgets_of(config, pseudonyms), now_s)
+    directory = writer_directory(home)
+    is_new = not directory.exists()
+    if is_new:
+        recovery.restore_spent(book, _spent_by_ledger(home), now_s)
+    journal = Journal.open(
+        directory,
+        segment_bytes=config.ledger.segment_bytes,
+        fsync_interval_ms=config.ledger.fsync_interval_ms,
+        bytes_max=config.ledger.journal_bytes_max,
+        snapshot=lambda: recovery.snapshot(book),
+    )
+    ownerless = 0 if is_new else recovery.rebuild(book, replay_from_snapshot(directory), now_s)
+    return Opened(book, journal, ownerless)
+
+
+def writer_directory(home: Home) -> Path:
+    """The journal of this home's gateway; a new one has a new name, because the ledger knows writers by theirs."""
+    known = sorted(home.journal.glob(f"{WRITER}-*"))
+    return known[-1] if known else home.journal / f"{WRITER}-{uuid7()}"
+
+
+def governance_of(
+    opened: Opened, home: Home, loaded: LoadedConfig, clients: Mapping[str, RuntimeClient], metrics: Metrics
+) -> Governance:
+    """The governance of a worker over open runtime clients; raises Unready or BundleError when something is missing."""
+    config = loaded.config
+    journal = opened.journal
+    decider = Decider(
+        load_engine(bundle_of(loaded)),
+        cache_max=config.policy.cache_max,
+        on_new_decision=lambda decision: record_decision(journal, decision),
+    )
+    of = Governance(
+        book=opened.book,
+        journal=journal,
+        decider=decider,
+        catalogue=catalogue_of(loaded, clients),
+        metrics=metrics,
+        webhooks=Webhooks(config.webhooks, aiohttp.ClientSession),
+        waiting=Waiting(config.limits.queued_max),
+        recent=Recent(),
+        hold_ttl_s=config.book.hold_ttl_s,
+    )
+    watch(of)
+    return of
+
+
+async def open_clients(
+    loaded: LoadedConfig, sim_urls: Mapping[str, str], environ: Mapping[str, str], old: Mapping[str, RuntimeClient]
+) -> dict[str, RuntimeClient]:
+    """A client for every configured runtime; those whose settings did not change go on."""
+    clients = {}
+    for spec in specs_of(loaded, sim_urls, environ):
+        kept = old.get(spec.id)
+        if kept is None or kept.spec != spec:
+            kept = RuntimeClient(spec)
+            await kept.open()
+        clients[spec.id] = kept
+    return clients
+
+
+def record_decision(journal: Journal, decision: Decision) -> None:
+    """Write the input and the answer of a policy evaluation, so that it can be explained later."""
+    obligations = decision.obligations
+    record = {
+        "decision_id": decision.decision_id,
+        "input_digest": decision.input_digest,
+        "policy_revision": decision.revision,
+        "allow": decision.allow,
+        "reasons": orjson.dumps([reason._asdict() for reason in decision.reasons]).decode(),
+        "obligations": orjson.dumps(obligations).decode(),
+        "input": decision.input_json.decode(),
+    }
+    journal.append("decision_inputs", record)
+
+
+def watch(of: Governance) -> None:
+    """Let the metrics read what their owners count anyway."""
+    metrics = of.metrics
+    metrics.watch(names.HOLDS_OPEN, lambda: len(of.book.holds))
+    metrics.watch(names.QUEUE_WAITING, lambda: len(of.waiting))
+    metrics.watch(names.JOURNAL_FSYNCS, lambda: of.journal.fsyncs_total)
+    metrics.watch(names.JOURNAL_BYTES, lambda: of.journal.bytes_total)
+    metrics.watch(names.POLICY_CACHE_HITS, lambda: of.decider.hits)
+    metrics.watch(names.POLICY_CACHE_MISSES, lambda: of.decider.misses)
+    metrics.watch_revision(lambda: of.decider.revision)
+    metrics.watch_budgets(lambda: remaining(of.book, of.now_us() // US))
+
+
+def _spent_by_ledger(home: Home) -> list[Charge]:
+    """What the ledger says was charged, when its process runs: the book's source where no journal is left."""
+    client: LedgerClient | None = running(home.path)
+    if client is None:
+        return []
+    return [
+        Charge(row["budget"], row["counter"], int(row["window_start_s"]), row["resource"], int(row["amount"]))
+        for row in client.rows(_SPENT_SQL)
+    ]

@@ -1,0 +1,294 @@
+"""Calls: send an admitted request to its runtime, pass the answer on, and settle what was seen of it."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import orjson
+
+from gateway import errors, flow
+from gateway.admission import Admitted
+from gateway.errors import ErrorKind, Refusal
+from gateway.flow import Outcome
+from gateway.forward import Forwarder
+from gateway.governance import Governance
+from gateway.live import Live, LiveCall
+from gateway.metering import Observed
+from gateway.replies import Headers, Receive, Send, governed_headers, send_refusal, send_whole
+from gateway.requests import Endpoint
+from ledger.holds import State
+from runtime.openai.sse import Meter
+from runtime.openai.usage import Report, produced_bytes, read_report
+from runtime.port import Garbage, Lost, RuntimeFailure, Unreachable
+
+_JSON = (b"content-type", b"application/json")
+_SSE = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+# Answers that are about the request rather than about the runtime or Bursar's own credentials there.
+_PASSED_ON = frozenset({400, 404, 413, 422})
+_US = 1_000_000
+# Turns of the event loop, each of which reads what the socket has; vLLM goes on writing to one that nobody reads.
+_DRAIN_TURNS_MAX = 256
+_DRAIN_QUIET_TURNS = 2
+
+# why a live call was interrupted -> how it is recorded, and what is said where the client is still there
+_STOPPED: dict[str, tuple[str, ErrorKind, str]] = {
+    "client_left": ("cut", errors.CLIENT_LEFT, ""),
+    "client_stalled": ("cut", errors.CLIENT_LEFT, ""),
+    "timeout": ("failed", errors.UPSTREAM_TIMEOUT, "The runtime did not answer in time; what it produced is charged."),
+    "drained": ("cut", errors.OVERLOADED, "The gateway is stopping; what was produced is charged."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What every call of one worker needs: governance, the live calls, and the bounds of an answer."""
+
+    of: Governance
+    live: Live
+    forwarder: Forwarder
+    event_bytes_max: int
+    response_bytes_max: int
+
+    async def call(
+        self,
+        endpoint: Endpoint,
+        admitted: Admitted,
+        body: dict[str, Any],
+        receive: Receive,
+        send: Send,
+        traceparent: bytes | None,
+    ) -> Refusal | None:
+        """Call the runtime and answer the client; the hold is settled when this returns None or raises.
+
+        A refusal is returned when nothing could be sent: the hold is void and the client has not been answered.
+        """
+        return await _Call(self, endpoint, admitted, send).run(body, receive, traceparent)
+
+
+class _Call:
+    """One request from its sending to its settlement, whatever happens between."""
+
+    def __init__(self, caller: Caller, endpoint: Endpoint, admitted: Admitted, send: Send) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        deadline_s = time.monotonic() + admitted.runtime.spec.first_byte_timeout_s
+        self.caller = caller
+        self.of = caller.of
+        self.endpoint = endpoint
+        self.admitted = admitted
+        self.send = send
+        self.task = task
+        self.live = LiveCall(task, admitted.hold, deadline_s)
+        self.meter: Meter | None = None
+        self.response: aiohttp.ClientResponse | None = None
+        self.sent = False
+        self.started = False
+        self.ttft_us = 0
+
+    async def run(self, body: dict[str, Any], receive: Receive, traceparent: bytes | None) -> Refusal | None:
+        runtime, live = self.admitted.runtime, self.live
+        watch = asyncio.create_task(_watch(receive, live))
+        self.caller.live.calls.add(live)
+        runtime.in_flight += 1
+        try:
+            self.response = await self._send(body, traceparent)
+            await self._answer(self.response)
+        except Unreachable as error:
+            flow.void(self.of, self.admitted)
+            self.of.metrics.upstream_error(runtime.spec.id, type(error).__name__)
+            return Refusal(errors.UPSTREAM_ERROR, f"The call failed: {error}; nothing was charged.")
+        except (RuntimeFailure, aiohttp.ClientError, OSError) as error:
+            await self._fail(error)
+        except asyncio.CancelledError:
+            if not live.stopped:
+                raise
+            self.task.uncancel()
+            await self._drain()
+            await self._stop(*_STOPPED[live.stopped])
+        finally:
+            if self.admitted.hold.state is State.OPEN:
+                self._settle(self._seen(is_complete=False), "cut", errors.CLIENT_LEFT)
+            if self.response is not None:
+                self.response.close()
+            watch.cancel()
+            self.caller.live.calls.discard(live)
+            runtime.in_flight -= 1
+        return None
+
+    async def _send(self, body: dict[str, Any], traceparent: bytes | None) -> aiohttp.ClientResponse:
+        forwarder, intent = self.caller.forwarder, self.admitted.ask.intent
+        if intent.stream:
+            show_final, show_all = _shown(body)
+            self.meter = Meter(
+                choices=intent.choices,
+                show_final=show_final,
+                show_all=show_all,
+                event_bytes_max=self.caller.event_bytes_max,
+            )
+        headers = forwarder.headers(self.admitted, traceparent)
+        payload = forwarder.body(self.admitted, body)
+        self.sent = True
+        return await self.admitted.runtime.post(self.endpoint.path, payload, headers)
+
+    async def _answer(self, response: aiohttp.ClientResponse) -> None:
+        if response.status != 200:
+            await self._pass_error(response.status, await self._read(response))
+        elif self.meter is not None:
+            await self._stream(response, self.meter)
+        else:
+            await self._whole(await self._read(response))
+
+    async def _drain(self) -> None:
+        """Take in what the runtime has already sent: a report that lies unread would be charged short."""
+        if self.meter is None or self.response is None:
+            return
+        quiet = 0
+        for _ in range(_DRAIN_TURNS_MAX):
+            try:
+                data = self.response.content.read_nowait()
+                self.meter.feed(data)
+            except (aiohttp.ClientError, OSError, RuntimeFailure):
+                return
+            quiet = 0 if data else quiet + 1
+            if quiet > _DRAIN_QUIET_TURNS:
+                return
+            await asyncio.sleep(0)
+
+    async def _stream(self, response: aiohttp.ClientResponse, meter: Meter) -> None:
+        live, send, content = self.live, self.send, response.content
+        idle_s = self.admitted.runtime.spec.idle_timeout_s
+        arrived_us, now_us = self.admitted.ask.arrived_us, self.of.now_us
+        while data := await content.readany():
+            if not self.started:
+                self.ttft_us = now_us() - arrived_us
+                self.started = True
+                await send({"type": "http.response.start", "status": 200, "headers": _SSE + self._headers()})
+            out = meter.feed(data)
+            if meter.done:
+                self._settle_stream(meter)
+            live.deadline_s = time.monotonic() + idle_s
+            if out:
+                live.on_client = True
+                await send({"type": "http.response.body", "body": out, "more_body": True})
+                live.on_client = False
+        rest = meter.finish()
+        if not meter.done:
+            raise Lost(f"runtime {self.admitted.runtime.spec.id} ended the stream before it was complete")
+        self._settle_stream(meter)
+        await send({"type": "http.response.body", "body": rest})
+
+    def _settle_stream(self, meter: Meter) -> None:
+        if meter.error is None:
+            self._settle(self._seen(is_complete=True), "ok")
+        else:
+            self._settle(self._seen(is_complete=False), "failed", errors.UPSTREAM_ERROR)
+
+    async def _whole(self, data: bytes) -> None:
+        try:
+            answer = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise Garbage("the answer is not JSON") from error
+        if not isinstance(answer, dict):
+            raise Garbage("the answer is not a JSON object")
+        report = read_report(answer.get("usage"))
+        choices = answer.get("choices")
+        produced = sum(map(produced_bytes, choices)) if report is None and isinstance(choices, list) else 0
+        self._settle(Observed(sent=True, is_complete=True, report=report, produced=produced), "ok")
+        headers = [_JSON, (b"content-length", b"%d" % len(data)), *self._headers()]
+        self.started = True
+        await send_whole(self.send, 200, headers, data)
+
+    async def _pass_error(self, status: int, data: bytes) -> None:
+        """The runtime answered with an error of its own: complete, so nothing is charged unless it reported usage."""
+        runtime = self.admitted.runtime.spec.id
+        answer = _object(data)
+        seen = Observed(sent=True, is_complete=True, is_error=True, report=read_report(answer.get("usage")))
+        self.of.metrics.upstream_error(runtime, f"http_{status // 100}xx")
+        if status in _PASSED_ON and isinstance(answer.get("error"), dict):
+            self._settle(seen, "failed", errors.UPSTREAM_ERROR._replace(status=status))
+            headers = [_JSON, (b"content-length", b"%d" % len(data)), *self._headers()]
+            await send_whole(self.send, status, headers, data)
+            return
+        kind = errors.OVERLOADED if status in (429, 503) else errors.UPSTREAM_ERROR
+        await self._say(Refusal(kind, f"Runtime {runtime} answered {status}; nothing was charged."), seen)
+
+    async def _fail(self, error: Exception) -> None:
+        runtime = self.admitted.runtime.spec.id
+        self.of.metrics.upstream_error(runtime, type(error).__name__)
+        cause = error if isinstance(error, RuntimeFailure) else f"runtime {runtime} broke off its answer"
+        refusal = Refusal(errors.UPSTREAM_ERROR, f"The call failed: {cause}; what it may have produced is charged.")
+        await self._say(refusal, self._seen(is_complete=False))
+
+    async def _stop(self, status: str, kind: ErrorKind, message: str) -> None:
+        if kind is errors.CLIENT_LEFT:
+            self._settle(self._seen(is_complete=False), status, kind)
+            return
+        self.of.metrics.upstream_error(self.admitted.runtime.spec.id, self.live.stopped)
+        await self._say(Refusal(kind, message), self._seen(is_complete=False), status)
+
+    async def _say(self, refusal: Refusal, seen: Observed, status: str = "failed") -> None:
+        """Settle, then tell the client: as a response, or as the last event of the stream it is already reading."""
+        self._settle(seen, status, refusal.kind)
+        if not self.started:
+            await send_refusal(self.send, refusal, self.admitted.ask.intent.request_id)
+        else:
+            await self.send({"type": "http.response.body", "body": errors.stream_error(refusal)})
+
+    def _seen(self, *, is_complete: bool) -> Observed:
+        meter = self.meter
+        report: Report | None = None
+        if meter is not None:
+            try:
+                report = meter.report
+            except Garbage:
+                is_complete = False
+        produced = meter.produced if meter is not None else 0
+        return Observed(self.sent, is_complete, streamed=meter is not None, report=report, produced=produced)
+
+    def _settle(self, seen: Observed, status: str, kind: ErrorKind | None = None) -> None:
+        """Settle once; later calls for the same hold change nothing."""
+        outcome = Outcome(seen, status, kind.status if kind else 200, kind.code if kind else "", self.ttft_us)
+        flow.settle(self.of, self.admitted, outcome)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        limit = self.caller.response_bytes_max
+        if (response.content_length or 0) > limit:
+            raise Garbage(f"the answer is larger than {limit} bytes")
+        content = response.content
+        data = await content.readany()
+        if content.at_eof():
+            return data
+        parts, size = [data], len(data)
+        while data := await content.readany():
+            parts.append(data)
+            size += len(data)
+            if size > limit:
+                raise Garbage(f"the answer is larger than {limit} bytes")
+        return b"".join(parts)
+
+    def _headers(self) -> Headers:
+        return governed_headers(self.admitted, self.of.now_us() // _US)
+
+
+async def _watch(receive: Receive, live: LiveCall) -> None:
+    """Wait for the client to leave; more of a body that was already read cannot come."""
+    while (await receive())["type"] != "http.disconnect":
+        continue
+    live.stop("client_left")
+
+
+def _shown(body: dict[str, Any]) -> tuple[bool, bool]:
+    """Which usage chunks the client asked to see: the final one, and those in every chunk."""
+    options = body.get("stream_options") or {}
+    show_final = bool(options.get("include_usage"))
+    return show_final, show_final and bool(options.get("continuous_usage_stats"))
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        answer = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    return answer if isinstance(answer, dict) else {}

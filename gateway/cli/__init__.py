@@ -1,0 +1,67 @@
+"""The command line. Exit codes: 0 done, 1 the answer is no, 2 wrong usage, 3 a dependency is away."""
+
+import sys
+
+import typer
+
+from gateway.cli import budgets, configuration, doctor, keys, ledger, policy, serving
+from gateway.cli.admin import AdminFailed
+from gateway.cli.output import complain
+from gateway.composition import Unready
+from gateway.config_file import ConfigError
+from gateway.home import HomeError
+from gateway.keys import KeyFieldError, KeysError
+from gateway.supervisor import StartFailed
+from ledger.client import LedgerUnavailable, QueryFailed
+from ledger.journal import JournalError
+from ledger.records import CorruptJournal
+from ledger.reports import BadReport
+from policy.port import BundleError
+
+NO = 1
+WRONG_USAGE = 2
+AWAY = 3
+
+_EXITS: dict[type[Exception], int] = {
+    ConfigError: WRONG_USAGE,
+    BadReport: WRONG_USAGE,
+    BundleError: NO,
+    AdminFailed: NO,
+    QueryFailed: NO,
+    Unready: AWAY,
+    StartFailed: AWAY,
+    LedgerUnavailable: AWAY,
+    JournalError: AWAY,
+    CorruptJournal: AWAY,
+    KeyFieldError: WRONG_USAGE,
+    KeysError: AWAY,
+    HomeError: AWAY,
+}
+
+app = typer.Typer(
+    name="bursar",
+    help="A governed compute-and-token budget gateway.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(serving.up)
+app.command()(serving.serve)
+app.command()(doctor.doctor)
+app.add_typer(configuration.app, name="config")
+app.add_typer(keys.app, name="key")
+app.add_typer(budgets.app, name="budget")
+app.add_typer(policy.app, name="policy")
+app.add_typer(ledger.app, name="ledger")
+
+
+def main() -> None:
+    """Run one command; what people can mend is said in a line, and what they cannot crashes with its trace."""
+    try:
+        app()
+    except tuple(_EXITS) as error:
+        complain(str(error))
+        sys.exit(next(code for kind, code in _EXITS.items() if isinstance(error, kind)))
+    except OSError as error:
+        complain(str(error))
+        sys.exit(AWAY)

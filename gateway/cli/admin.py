@@ -1,0 +1,56 @@
+"""The admin client of the command line: the live gateway of a home, when there is one."""
+
+import http.client
+import json
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from gateway.home import Home
+
+TIMEOUT_S = 30.0
+
+
+class AdminFailed(RuntimeError):
+    """The live gateway refused; the message is its own."""
+
+
+class Admin:
+    """Calls the admin plane of the running gateway with the home's own admin key."""
+
+    def __init__(self, host: str, port: int, secret: str) -> None:
+        self._address = (host, port)
+        self._secret = secret
+
+    @classmethod
+    def of(cls, home: Home) -> "Admin | None":
+        """The admin client of the gateway that runs on this home, or None when none runs."""
+        run = home.read_run("gateway") if home.alive("gateway") else None
+        if run is None:
+            return None
+        return cls(run["admin_host"], run["admin_port"], home.admin_secret())
+
+    def get(self, path: str, **query: str) -> Any:
+        """The answer of a GET; raises AdminFailed."""
+        return self._ask("GET", f"{path}?{urlencode(query)}" if query else path, None)
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The answer of a POST; raises AdminFailed."""
+        return self._ask("POST", path, body)
+
+    def delete(self, path: str, name: str) -> Any:
+        """The answer of a DELETE of something named; raises AdminFailed."""
+        return self._ask("DELETE", f"{path}/{quote(name, safe='')}", None)
+
+    def _ask(self, method: str, target: str, body: dict[str, Any] | None) -> Any:
+        connection = http.client.HTTPConnection(*self._address, timeout=TIMEOUT_S)
+        headers = {"Authorization": f"Bearer {self._secret}", "Content-Type": "application/json"}
+        try:
+            connection.request(method, target, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        finally:
+            connection.close()
+        if response.status >= 400:
+            error = answer.get("error", {})
+            raise AdminFailed(error.get("message") or "\n".join(answer.get("problems", ["the gateway refused"])))
+        return answer

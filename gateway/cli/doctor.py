@@ -1,0 +1,116 @@
+"""`bursar doctor`: every dependency and its state."""
+
+import importlib.metadata
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import typer
+
+from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
+from gateway.cli.output import print_rows
+from gateway.composition import bundle_of
+from gateway.config import Runtime
+from gateway.config_file import ConfigError, LoadedConfig, load
+from gateway.home import Home
+from gateway.keys import KeyFileError, KeyStore
+from ledger.client import running
+from policy.decider import load_engine
+from policy.port import BundleError
+
+PACKAGES = ("chdb", "clickhouse-connect", "regopy", "aiohttp", "uvicorn", "fastapi", "opentelemetry-sdk", "tokenizers")
+FREE_BYTES_MIN = 1 << 30
+PROBE_TIMEOUT_S = 2.0
+OK, AWAY, OPTIONAL = "ok", "away", "optional"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One dependency: whether it is there and what to know about it."""
+
+    dependency: str
+    state: str
+    detail: str
+
+
+def doctor(home: HomeOption = HOME, config: ConfigOption = CONFIG, as_json: JsonOption = False) -> None:
+    """Check every dependency; exit 3 when one that is needed is away."""
+    findings = [*_software(), *_configured(Home(home), config), *_running(Home(home))]
+    rows = [asdict(finding) for finding in findings]
+    print_rows("Doctor", rows, ("dependency", "state", "detail"), as_json=as_json)
+    if any(finding.state == AWAY for finding in findings):
+        raise typer.Exit(3)
+
+
+def _software() -> Iterator[Finding]:
+    yield Finding("python", OK if sys.version_info >= (3, 11) else AWAY, sys.version.split()[0])
+    for package in PACKAGES:
+        try:
+            yield Finding(package, OK, importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(package, AWAY, f"install it: pip install {package}")
+    opa = shutil.which("opa")
+    yield Finding("opa", OK if opa else OPTIONAL, opa or "not on PATH; policies are tested on the embedded engine only")
+
+
+def _configured(home: Home, config: Path) -> Iterator[Finding]:
+    try:
+        loaded = load(config)
+    except ConfigError as error:
+        yield Finding("configuration", AWAY, str(error))
+        return
+    yield Finding("configuration", OK, f"{config}, digest {loaded.digest[:16]}")
+    yield _policy(loaded)
+    try:
+        keys = KeyStore(home.keys).list()
+        yield Finding("keys", OK if keys else OPTIONAL, f"{len(keys)} in {home.keys}")
+    except KeyFileError as error:
+        yield Finding("keys", AWAY, str(error))
+    free_bytes = shutil.disk_usage(home.path).free
+    yield Finding("disk", OK if free_bytes > FREE_BYTES_MIN else AWAY, f"{free_bytes >> 20} MiB free at {home.path}")
+    for runtime in loaded.config.runtimes:
+        yield _runtime(runtime, home)
+
+
+def _policy(loaded: LoadedConfig) -> Finding:
+    try:
+        return Finding("policy", OK, f"{bundle_of(loaded)}, revision {load_engine(bundle_of(loaded)).revision}")
+    except BundleError as error:
+        return Finding("policy", AWAY, str(error))
+
+
+def _runtime(runtime: Runtime, home: Home) -> Finding:
+    name = f"runtime {runtime.id}"
+    url = runtime.url
+    if runtime.is_sim:
+        run = home.read_run(f"sim-{runtime.id}") if home.alive(f"sim-{runtime.id}") else None
+        if run is None:
+            return Finding(name, OPTIONAL, "embedded; `bursar up` starts it")
+        url = f"http://127.0.0.1:{run['port']}"
+    parts = urlsplit(url)
+    connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    connection = connect(parts.hostname or "", parts.port, timeout=PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", parts.path.rstrip("/").removesuffix("/v1") + "/v1/models")
+        status = connection.getresponse().status
+    except (OSError, HTTPException) as error:
+        return Finding(name, AWAY, f"{url}: {error}")
+    finally:
+        connection.close()
+    return Finding(name, OK if status < 500 else AWAY, f"{url} answers {status}")
+
+
+def _running(home: Home) -> Iterator[Finding]:
+    run = home.read_run("gateway") if home.alive("gateway") else None
+    where = "not running" if run is None else f"http://{run['host']}:{run['port']}, pid {run['pid']}"
+    yield Finding("gateway", OPTIONAL if run is None else OK, where)
+    client = running(home.path)
+    if client is None:
+        yield Finding("ledger process", OPTIONAL, "not running; commands start one for themselves")
+    else:
+        status = client.status()
+        yield Finding("ledger process", OK, f"port {client.address.port}, {status['lag_rows']} rows behind")

@@ -1,0 +1,87 @@
+"""`bursar key`: make, list and revoke keys."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gateway.cli.admin import Admin
+from gateway.cli.offline import opened
+from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
+from gateway.cli.output import complain, console, print_json, print_rows
+from gateway.home import Home
+from gateway.keys import KeyStore
+from gateway.views import key_view
+
+app = typer.Typer(help="Create, list and revoke keys.", no_args_is_help=True)
+_COLUMNS = ("key_id", "kind", "org", "team", "app", "user", "roles", "expires_at", "revoked_at")
+
+
+@app.command()
+def create(
+    org: Annotated[str, typer.Option(help="Organisation charged.")] = "",
+    team: Annotated[str, typer.Option(help="Team charged.")] = "",
+    app_name: Annotated[str, typer.Option("--app", help="Application.")] = "",
+    user: Annotated[str, typer.Option(help="The one user of this key, if it has one.")] = "",
+    role: Annotated[list[str] | None, typer.Option(help="A role that policies see; may be repeated.")] = None,
+    clearance: Annotated[str, typer.Option(help="Clearance that policies see.")] = "internal",
+    ttl_s: Annotated[int | None, typer.Option(min=1, help="Seconds until it expires.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="Make a key for the admin plane.")] = False,
+    home: HomeOption = HOME,
+    config: ConfigOption = CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key and print its secret, which is shown only now."""
+    if not admin and not (org and team and app_name):
+        raise typer.BadParameter("a key of an application needs --org, --team and --app")
+    asked: dict[str, Any] = {
+        "org": org or "-",
+        "team": team or "-",
+        "app": app_name or "admin",
+        "user": user,
+        "roles": role or [],
+        "clearance": clearance,
+        "kind": "admin" if admin else "app",
+        "ttl_s": ttl_s,
+    }
+    made = _created(Home(home), config, asked)
+    if as_json:
+        print_json(made)
+    else:
+        console().print(
+            f"{made['secret']}\nkey {made['key_id']}: keep the secret, it is not shown again", soft_wrap=True
+        )
+
+
+@app.command("list")
+def list_keys(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
+    """List keys, revoked ones included."""
+    rows = [key_view(key) for key in KeyStore(Home(home).keys).list()]
+    print_rows("Keys", rows, _COLUMNS, as_json=as_json)
+
+
+@app.command()
+def revoke(key_id: str, home: HomeOption = HOME, config: ConfigOption = CONFIG, as_json: JsonOption = False) -> None:
+    """Revoke a key from now on."""
+    admin = Admin.of(Home(home))
+    if admin is not None:
+        revoked = admin.delete("/admin/keys", key_id)
+    else:
+        with opened(Home(home), config) as (_, controls):
+            revoked = controls.revoke_key(key_id, "cli")
+        if revoked is None:
+            complain(f"there is no key {key_id}")
+            raise typer.Exit(1)
+    if as_json:
+        print_json(revoked)
+    else:
+        console().print(f"revoked {key_id}")
+
+
+def _created(home: Home, config: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    admin = Admin.of(home)
+    if admin is not None:
+        made: dict[str, Any] = admin.post("/admin/keys", asked)
+        return made
+    with opened(home, config) as (_, controls):
+        return controls.create_key(**asked, actor="cli")

@@ -1,0 +1,50 @@
+"""Output: tables for people, JSON for programs, complaints on standard error."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# Wide enough for a report that is piped into a file, where there is no terminal to ask.
+_PIPED_COLUMNS = 160
+
+
+def console() -> Console:
+    """The console that results are printed on."""
+    return Console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode() + "\n")
+
+
+def print_rows(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
+    """Print rows as a table of these columns, or all of them as JSON."""
+    if as_json:
+        print_json([dict(row) for row in rows])
+        return
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        numeric = bool(rows) and all(isinstance(row.get(column), int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_text(row.get(column))) for column in columns))
+    console().print(table)
+
+
+def complain(message: str) -> None:
+    """Say on standard error what went wrong."""
+    sys.stderr.write(f"bursar: {message}\n")
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,171 @@
+"""The error table: every way in which a request can be refused or fail, and how it is said to an OpenAI client."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import orjson
+
+from domain.decision import Decision, Reason
+from ledger.holds import Shortfall
+
+
+class ErrorKind(NamedTuple):
+    """A row of the table: HTTP status, OpenAI's `type` and `code`, and whether waiting can help."""
+
+    status: int
+    type: str
+    code: str
+    retryable: bool = False
+
+
+INVALID_REQUEST = ErrorKind(400, "invalid_request_error", "invalid_request")
+INVALID_API_KEY = ErrorKind(401, "invalid_request_error", "invalid_api_key")
+POLICY_DENIED = ErrorKind(403, "policy_denied", "policy_denied")
+MODEL_NOT_FOUND = ErrorKind(404, "invalid_request_error", "model_not_found")
+UNKNOWN_ROUTE = ErrorKind(404, "invalid_request_error", "unknown_route")
+USAGE_NOT_FOUND = ErrorKind(404, "invalid_request_error", "usage_not_found")
+METHOD_NOT_ALLOWED = ErrorKind(405, "invalid_request_error", "method_not_allowed")
+REQUEST_TIMEOUT = ErrorKind(408, "invalid_request_error", "request_timeout")
+REQUEST_TOO_LARGE = ErrorKind(413, "invalid_request_error", "request_too_large")
+URL_TOO_LONG = ErrorKind(414, "invalid_request_error", "url_too_long")
+HEADERS_TOO_LARGE = ErrorKind(431, "invalid_request_error", "headers_too_large")
+INSUFFICIENT_QUOTA = ErrorKind(429, "insufficient_quota", "insufficient_quota")
+RATE_LIMIT_EXCEEDED = ErrorKind(429, "requests", "rate_limit_exceeded", retryable=True)
+CLIENT_LEFT = ErrorKind(499, "client_left", "client_left")
+UPSTREAM_ERROR = ErrorKind(502, "upstream_error", "upstream_error")
+UPSTREAM_TIMEOUT = ErrorKind(504, "upstream_error", "upstream_timeout")
+OVERLOADED = ErrorKind(503, "overloaded", "overloaded", retryable=True)
+GOVERNANCE_UNAVAILABLE = ErrorKind(503, "governance_unavailable", "governance_unavailable", retryable=True)
+POLICY_UNAVAILABLE = ErrorKind(503, "policy_unavailable", "policy_unavailable", retryable=True)
+
+RETRY_AFTER_S = 1
+_JSON = (b"content-type", b"application/json")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One refused or failed request: a kind, a sentence for the caller and what else helps them.
+
+    `detail` goes into the body under `bursar`; `reset_s` is in how many seconds another try can succeed.
+    """
+
+    kind: ErrorKind
+    message: str
+    param: str | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+    reset_s: int | None = None
+    decision: Decision | None = None
+    type: str | None = None
+
+    def body(self) -> bytes:
+        """The body in OpenAI's shape."""
+        error: dict[str, Any] = {
+            "message": self.message,
+            "type": self.type or self.kind.type,
+            "param": self.param,
+            "code": self.kind.code,
+        }
+        if self.detail:
+            error["bursar"] = self.detail
+        return orjson.dumps({"error": error})
+
+    def headers(self, length: int) -> list[tuple[bytes, bytes]]:
+        """The response headers of this refusal, before those that every response of a request has."""
+        headers = [_JSON, (b"content-length", b"%d" % length)]
+        if self.kind.retryable:
+            seconds = max(1, self.reset_s if self.reset_s is not None else RETRY_AFTER_S)
+            headers.append((b"retry-after", b"%d" % seconds))
+            if self.kind is RATE_LIMIT_EXCEEDED:
+                of = "requests" if self.type == "requests" else "tokens"
+                headers.append((f"x-ratelimit-reset-{of}".encode(), b"%ds" % seconds))
+        if self.kind is INSUFFICIENT_QUOTA:
+            headers.append((b"x-should-retry", b"false"))
+        return headers
+
+
+def short_of_budget(short: Shortfall, now_s: int, decision: Decision) -> Refusal:
+    """A hold did not fit: say which budget, what it had left, what was asked and when it resets."""
+    reset_s = None if short.resets_at_s is None else max(1, short.resets_at_s - now_s)
+    detail = {
+        "budget": short.budget,
+        "owner": short.owner,
+        "counter": short.counter,
+        "resource": short.resource,
+        "window": short.window,
+        "limit": short.limit,
+        "remaining": short.remaining,
+        "asked": short.asked,
+        "resets_in_s": reset_s,
+    }
+    left = f"has {short.remaining} of {short.limit} {short.resource} left and this request needs {short.asked}"
+    where = f"Budget {short.budget} ({short.counter})"
+    if short.is_short:
+        reset_s = reset_s or RETRY_AFTER_S
+        of = "requests" if short.resource in ("requests", "concurrency") else "tokens"
+        message = f"{where} {left}; try again in {reset_s} s."
+        return Refusal(RATE_LIMIT_EXCEEDED, message, detail=detail, reset_s=reset_s, decision=decision, type=of)
+    if short.asked > short.limit:
+        message = f"{where} {left}, which is more than its whole {short.window} window: ask {short.owner} to raise it."
+    elif reset_s is None:
+        message = f"{where} {left}; it does not reset: ask {short.owner} for a grant."
+    else:
+        message = f"{where} {left}; it resets in {reset_s} s, or ask {short.owner} for a grant."
+    return Refusal(INSUFFICIENT_QUOTA, message, detail=detail, decision=decision)
+
+
+def denied(decision: Decision) -> Refusal:
+    """Rego said no: list its reasons; a model outside the caller's offer is not found rather than forbidden."""
+    reasons = decision.reasons or (Reason("denied", "The policy denied this request without a reason."),)
+    detail = {"reasons": [{"code": reason.code, "message": reason.message} for reason in reasons]}
+    message = " ".join(reason.message for reason in reasons)
+    if any(reason.code == "model_not_offered" for reason in reasons):
+        return Refusal(MODEL_NOT_FOUND, message, "model", detail, decision=decision)
+    return Refusal(POLICY_DENIED, message, detail=detail, decision=decision)
+
+
+CLIENT_GONE = Refusal(CLIENT_LEFT, "The client left before its request was read.")
+
+
+def unauthenticated(reason: str) -> Refusal:
+    """No valid key: say which way it is not valid."""
+    return Refusal(INVALID_API_KEY, f"The API key is {reason}. Send a valid one as `Authorization: Bearer bsk-…`.")
+
+
+def too_large(bytes_max: int) -> Refusal:
+    """The body is over the limit, and the rest of it is not read."""
+    return Refusal(REQUEST_TOO_LARGE, f"The body is larger than {bytes_max} bytes.", detail={"bytes_max": bytes_max})
+
+
+def overloaded(*, is_draining: bool) -> Refusal:
+    """Nothing more is taken in for now."""
+    why = "is stopping" if is_draining else "has as many requests in flight as it takes"
+    return Refusal(OVERLOADED, f"The gateway {why}; try again shortly.")
+
+
+def unknown_model(model: str) -> Refusal:
+    """No such model is configured, whoever asks."""
+    return Refusal(MODEL_NOT_FOUND, f"Model {model!r} does not exist here or is not offered to you.", "model")
+
+
+def unhealthy(model: str, decision: Decision) -> Refusal:
+    """Every runtime of the model has its circuit breaker open."""
+    message = f"No runtime of model {model!r} is healthy now; nothing was charged."
+    return Refusal(UPSTREAM_ERROR, message, decision=decision)
+
+
+def too_much_input(bound: int, bound_max: int, decision: Decision) -> Refusal:
+    """Policy bounds the input under what this request may be."""
+    message = f"The input can be {bound} tokens and the policy admits {bound_max}."
+    return Refusal(
+        POLICY_DENIED, message, detail={"input_bound": bound, "max_input_tokens": bound_max}, decision=decision
+    )
+
+
+def malformed(message: str, param: str | None = None) -> Refusal:
+    """The request itself is wrong: name the field."""
+    return Refusal(INVALID_REQUEST, message, param)
+
+
+def stream_error(refusal: Refusal) -> bytes:
+    """A failure after the response began, as the last event of its stream."""
+    return b"data: " + refusal.body() + b"\n\n"

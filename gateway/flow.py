@@ -1,0 +1,113 @@
+"""A request is identified → decided → held → called → metered → settled → recorded.
+
+`admit` takes an identified ask to a hold that is in the journal. The data plane calls the runtime and watches. `settle`
+takes what it saw to a row in the journal. Each data plane is a thin shell around these two halves.
+"""
+
+from dataclasses import dataclass
+
+from domain.usage import NOTHING
+from gateway import metering, rows
+from gateway.admission import Admitted, Ask, attempt
+from gateway.errors import RATE_LIMIT_EXCEEDED, Refusal
+from gateway.governance import Governance
+from gateway.metering import Observed
+from ledger.book import Settlement
+from observability.metrics import NO_RUNTIME
+
+FALLBACKS_MAX = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call ended: `status` is `ok`, `failed` or `cut`; `ttft_us` counts from arrival, 0 when nothing came."""
+
+    seen: Observed
+    status: str
+    http_status: int
+    error_code: str = ""
+    ttft_us: int = 0
+
+
+async def admit(of: Governance, ask: Ask) -> Admitted | Refusal:
+    """Decide and hold on the model asked or on a fallback, waiting a moment where policy says so."""
+    while True:
+        result = attempt(of, ask, ask.intent.model)
+        if isinstance(result, Refusal) and result.decision is not None and result.decision.allow:
+            models = result.decision.obligations.fallback_models[:FALLBACKS_MAX]
+            result = _first_admitted(of, ask, models) or result
+        if isinstance(result, Admitted) or not await _waited(of, ask, result):
+            return result
+
+
+def fall_back(of: Governance, ask: Ask, failed: Admitted, refusal: Refusal) -> Admitted | Refusal:
+    """Admit on the fallbacks after the model whose runtime could not be reached; `refusal` when none is left."""
+    models = failed.decision.obligations.fallback_models[:FALLBACKS_MAX]
+    if failed.offer.model in models:
+        models = models[models.index(failed.offer.model) + 1 :]
+    return _first_admitted(of, ask, models) or refusal
+
+
+def _first_admitted(of: Governance, ask: Ask, models: tuple[str, ...]) -> Admitted | None:
+    attempts = (attempt(of, ask, model) for model in models)
+    return next((result for result in attempts if isinstance(result, Admitted)), None)
+
+
+async def _waited(of: Governance, ask: Ask, refusal: Refusal) -> bool:
+    """Wait for room as long as the decision allows; False when it is not worth trying again."""
+    if refusal.kind is not RATE_LIMIT_EXCEEDED or refusal.decision is None:
+        return False
+    left_us = refusal.decision.obligations.queue_ms_max * 1000 - (of.now_us() - ask.arrived_us)
+    if left_us <= 0 or not of.waiting.can_wait():
+        return False
+    await of.waiting.wait(min(left_us / 1e6, refusal.reset_s or left_us / 1e6))
+    return True
+
+
+def settle(of: Governance, admitted: Admitted, outcome: Outcome) -> Settlement | None:
+    """Charge what was used and record it, once; None when this hold had been settled before."""
+    ask, hold, rate = admitted.ask, admitted.hold, admitted.runtime.spec.rate
+    intent, now_us = ask.intent, of.now_us()
+    usage = metering.usage_of(outcome.seen, intent.input_bound, hold.cap * intent.choices, intent.choices, rate)
+    charged = metering.charged(usage, admitted.prices, rate)
+    settlement = of.book.settle(hold.hold_id, charged, now_us)
+    if settlement is None:
+        return None
+    duration_us = now_us - ask.arrived_us
+    of.record_usage(rows.settled(settlement, usage, charged, admitted.prices, outcome, duration_us, now_us))
+    of.metrics.settled(
+        intent.endpoint,
+        admitted.offer.model,
+        intent.principal.team,
+        outcome.status,
+        usage,
+        charged.list_cost_nusd,
+        usage.gpu_us,
+        admitted.runtime.spec.id,
+        duration_us,
+        outcome.ttft_us,
+        admitted.admitted_us - ask.arrived_us,
+    )
+    if settlement.crossings or settlement.overages:
+        of.announce(settlement)
+    of.waiting.wake()
+    return settlement
+
+
+def void(of: Governance, admitted: Admitted) -> None:
+    """Return a hold of which nothing was sent."""
+    if of.book.void(admitted.hold.hold_id) is not None:
+        of.journal.append("hold", rows.moved(admitted.hold, "voided", of.now_us()))
+        of.waiting.wake()
+
+
+def refuse(of: Governance, ask: Ask, refusal: Refusal) -> None:
+    """Record a request of a known caller that was not sent to a runtime."""
+    now_us = of.now_us()
+    duration_us = now_us - ask.arrived_us
+    of.record_usage(rows.refused(ask.row, refusal, duration_us, now_us))
+    row = ask.row
+    of.metrics.refused(refusal.kind.code)
+    of.metrics.settled(
+        row["endpoint"], row["model"], row["team"], "refused", NOTHING, 0, 0, NO_RUNTIME, duration_us, 0, duration_us
+    )

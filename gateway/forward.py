@@ -1,0 +1,84 @@
+"""Forwarding: what Bursar changes in a request on its way to a runtime, and nothing else."""
+
+import hmac
+from typing import Any
+
+import orjson
+
+from domain.intent import Intent
+from gateway.admission import Admitted
+from gateway.fields import OWNED
+from gateway.requests import tool_name
+
+_CAPS = ("max_completion_tokens", "max_tokens")
+
+
+class Forwarder:
+    """Builds upstream requests; `salt_key` keys the cache salts of this deployment."""
+
+    def __init__(self, salt_key: bytes) -> None:
+        self._salt_key = salt_key
+
+    def body(self, admitted: Admitted, asked: dict[str, Any]) -> bytes:
+        """The body to send: what was asked, with the fields that Bursar sets."""
+        intent, obligations = admitted.ask.intent, admitted.decision.obligations
+        body = {name: value for name, value in asked.items() if name not in OWNED}
+        body["model"] = admitted.offer.upstream_model
+        if admitted.hold.cap:
+            _cap(body, admitted.hold.cap)
+        if obligations.blocked_tools and intent.tools:
+            _drop_tools(body, obligations.blocked_tools)
+        speaks_vllm = admitted.runtime.spec.speaks_vllm
+        if intent.stream:
+            options = dict(body.get("stream_options") or {})
+            options["include_usage"] = True
+            if speaks_vllm:
+                options["continuous_usage_stats"] = True
+            else:
+                options.pop("continuous_usage_stats", None)
+            body["stream_options"] = options
+        if speaks_vllm:
+            body["cache_salt"] = self._salt(intent, obligations.cache_domain)
+            if obligations.priority is not None:
+                body["priority"] = obligations.priority
+        return orjson.dumps(body)
+
+    def headers(self, admitted: Admitted, traceparent: bytes | None) -> dict[str, str]:
+        """The headers to send: never the caller's credentials, and Bursar's own request id."""
+        headers = {"Content-Type": "application/json", "X-Request-Id": admitted.ask.intent.request_id}
+        authorization = admitted.runtime.spec.authorization
+        if authorization:
+            headers["Authorization"] = authorization
+        if traceparent:
+            headers["traceparent"] = traceparent.decode("latin-1")
+        return headers
+
+    def _salt(self, intent: Intent, domain: str) -> str:
+        principal = intent.principal
+        members = {
+            "app": (principal.org, principal.team, principal.app),
+            "team": (principal.org, principal.team),
+            "org": (principal.org,),
+            "shared": (),
+        }[domain]
+        # JSON keeps the parts apart, so no two domains can spell the same message.
+        message = orjson.dumps([domain, members, intent.cache_salt])
+        return hmac.digest(self._salt_key, message, "sha256").hex()[:32]
+
+
+def _cap(body: dict[str, Any], cap: int) -> None:
+    named = [name for name in _CAPS if body.get(name) is not None] or ["max_tokens"]
+    for name in named:
+        body[name] = cap
+    least = body.get("min_tokens")
+    if isinstance(least, int) and least > cap:
+        body["min_tokens"] = cap
+
+
+def _drop_tools(body: dict[str, Any], blocked: tuple[str, ...]) -> None:
+    kept = [tool for index, tool in enumerate(body["tools"]) if tool_name(tool, index) not in blocked]
+    if kept:
+        body["tools"] = kept
+    else:
+        del body["tools"]
+        body.pop("tool_choice", None)

@@ -1,0 +1,168 @@
+"""The public routes that cost nothing: models, the caller's own budgets and usage, health and metrics.
+
+Everything but the four of `UNAUTHENTICATED` asks for a key.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from domain.ids import uuid7
+from domain.intent import Intent, Principal
+from gateway import errors, openapi, views
+from gateway.errors import ErrorKind, Refusal
+from gateway.governance import Governance
+from gateway.identity import read_head
+from gateway.keys import Key, KeyStore
+from gateway.live import Live
+from gateway.pseudonyms import Pseudonyms
+from ledger.book import Headroom
+from ledger.client import LedgerClient, LedgerUnavailable, QueryFailed
+from observability.metrics import CONTENT_TYPE
+from policy.port import PolicyUnavailable
+
+UNAUTHENTICATED = ("/healthz", "/readyz", "/metrics", "/openapi.json")
+US = 1_000_000
+_CLEAR = Headroom("ok", "", ())
+_KINDS: dict[int, ErrorKind] = {404: errors.UNKNOWN_ROUTE, 405: errors.METHOD_NOT_ALLOWED}
+_USAGE_SQL = """
+SELECT * FROM usage
+WHERE request_id = {request_id:String} AND org = {org:String} AND team = {team:String} AND app = {app:String}
+LIMIT 1
+"""
+
+
+class Refused(Exception):
+    """A route answers with a refusal."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+def refusal_response(refusal: Refusal) -> Response:
+    """A refusal as a response of FastAPI's."""
+    body = refusal.body()
+    headers = {name.decode(): value.decode() for name, value in refusal.headers(len(body))}
+    return Response(body, refusal.kind.status, {**headers, "x-request-id": uuid7()})
+
+
+def plain_app(title: str) -> FastAPI:
+    """A FastAPI application that says its errors as the error table does."""
+    app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        return refusal_response(error.refusal)
+
+    @app.exception_handler(HTTPException)
+    async def failed(request: Request, error: HTTPException) -> Response:
+        kind = _KINDS.get(error.status_code, errors.INVALID_REQUEST._replace(status=error.status_code))
+        return refusal_response(Refusal(kind, f"{request.method} {request.url.path}: {error.detail}."))
+
+    return app
+
+
+def public_app(
+    of: Governance, keys: KeyStore, live: Live, pseudonyms: Pseudonyms, ledger: Callable[[], LedgerClient | None]
+) -> FastAPI:
+    """The application of these routes; `ledger` finds the running ledger process."""
+    app = plain_app("Bursar")
+
+    async def caller(request: Request) -> Principal:
+        key = keys.lookup(read_head(request.scope["headers"]).secret)
+        if not isinstance(key, Key):
+            of.metrics.unauthenticated(key.value)
+            raise Refused(errors.unauthenticated(key.value))
+        return pseudonyms.applied(key.principal, None)
+
+    Caller = Annotated[Principal, Depends(caller)]
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        parts = {
+            "draining": live.is_draining,
+            "journal_has_room": of.has_room(),
+            "policy_revision": of.decider.revision,
+            "runtimes": {name: client.is_healthy for name, client in of.catalogue.runtimes.items()},
+        }
+        is_ready = not live.is_draining and of.has_room() and any(parts["runtimes"].values())
+        return JSONResponse({"ready": is_ready, **parts}, 200 if is_ready else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(of.metrics.render(), media_type=CONTENT_TYPE)
+
+    @app.get("/openapi.json")
+    async def document() -> dict[str, Any]:
+        return openapi.document()
+
+    @app.get("/v1/models")
+    async def models(principal: Caller) -> dict[str, Any]:
+        offers = of.catalogue.offers.values()
+        offered = [_model_view(offer.model) for offer in offers if _is_offered(of, principal, offer)]
+        return {"object": "list", "data": offered}
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str, principal: Caller) -> dict[str, Any]:
+        offer = of.catalogue.offers.get(model)
+        if offer is None or not _is_offered(of, principal, offer):
+            raise Refused(errors.unknown_model(model))
+        return _model_view(model)
+
+    @app.get("/v1/budgets")
+    async def budgets(principal: Caller) -> dict[str, Any]:
+        runtimes = {
+            offer.model: [client.spec.id for client in offer.runtimes] for offer in of.catalogue.offers.values()
+        }
+        return {"object": "list", "data": views.own_view(of.book, principal, runtimes, of.now_us() // US)}
+
+    @app.get("/v1/usage/{request_id}")
+    async def usage(request_id: str, principal: Caller) -> dict[str, Any]:
+        row = of.recent.get(request_id)
+        if row is None:
+            row = await asyncio.to_thread(_from_ledger, ledger, request_id, principal)
+        if row is None or (row["org"], row["team"], row["app"]) != principal[:3]:
+            message = f"No request {request_id!r} of yours is known; a row reaches the ledger within seconds."
+            raise Refused(Refusal(errors.USAGE_NOT_FOUND, message))
+        return {"object": "usage", **row}
+
+    return app
+
+
+def _is_offered(of: Governance, principal: Principal, offer: Any) -> bool:
+    """Whether policy would admit this caller to the model on any of its endpoints, budgets aside."""
+    return any(_admits(of, principal, offer.model, endpoint) for endpoint in sorted(offer.endpoints))
+
+
+def _admits(of: Governance, principal: Principal, model: str, endpoint: str) -> bool:
+    intent = Intent("", principal, endpoint, model, stream=False, input_bound=0, max_output_tokens=None)
+    try:
+        return of.decide(intent, model, _CLEAR).allow
+    except PolicyUnavailable as error:
+        raise Refused(Refusal(errors.POLICY_UNAVAILABLE, f"The policy could not be evaluated: {error}.")) from error
+
+
+def _model_view(model: str) -> dict[str, Any]:
+    return {"id": model, "object": "model", "created": 0, "owned_by": "bursar"}
+
+
+def _from_ledger(
+    find: Callable[[], LedgerClient | None], request_id: str, principal: Principal
+) -> dict[str, Any] | None:
+    client = find()
+    if client is None:
+        return None
+    try:
+        rows = client.rows(_USAGE_SQL, request_id=request_id, org=principal.org, team=principal.team, app=principal.app)
+    except (LedgerUnavailable, QueryFailed) as error:
+        raise Refused(Refusal(errors.GOVERNANCE_UNAVAILABLE, f"The ledger cannot be asked now: {error}.")) from error
+    return rows[0] if rows else None

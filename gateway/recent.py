@@ -1,0 +1,24 @@
+"""Recent usage: the last settled rows, so that a caller can ask for the cost of a request it has just made."""
+
+from collections import OrderedDict
+from typing import Any
+
+RECENT_MAX = 10_000
+
+
+class Recent:
+    """The newest usage rows by request id, bounded; older ones are asked of the ledger."""
+
+    def __init__(self, rows_max: int = RECENT_MAX) -> None:
+        self.rows_max = rows_max
+        self._rows: OrderedDict[str, dict[str, Any]] = OrderedDict()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Remember a row, forgetting the oldest when there are too many."""
+        self._rows[row["request_id"]] = row
+        if len(self._rows) > self.rows_max:
+            self._rows.popitem(last=False)
+
+    def get(self, request_id: str) -> dict[str, Any] | None:
+        """The row of a request, or None when it is not among the newest."""
+        return self._rows.get(request_id)

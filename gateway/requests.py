@@ -1,0 +1,153 @@
+"""Requests: from the bytes of a body to an intent, or to the field that is wrong."""
+
+import sys
+from typing import Any, NamedTuple
+
+import orjson
+
+from domain.intent import NO_RUN, Intent, Principal, Run
+from gateway import bounds, fields
+from gateway.bounds import Measure
+from gateway.errors import INVALID_REQUEST, Refusal, malformed
+
+TOOLS_MAX = 512
+NAME_CHARS_MAX = 256
+
+
+class Endpoint(NamedTuple):
+    """An OpenAI endpoint that costs: its short name, its path and the field that carries its input."""
+
+    name: str
+    path: str
+    input_field: str
+    generates: bool
+
+
+CHAT = Endpoint("chat", "/v1/chat/completions", "messages", generates=True)
+COMPLETIONS = Endpoint("completions", "/v1/completions", "prompt", generates=True)
+EMBEDDINGS = Endpoint("embeddings", "/v1/embeddings", "input", generates=False)
+ENDPOINTS = {endpoint.path: endpoint for endpoint in (CHAT, COMPLETIONS, EMBEDDINGS)}
+
+
+def read_body(data: bytes) -> dict[str, Any] | Refusal:
+    """The JSON object of a body."""
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        return malformed(f"The body is not valid JSON: {error}")
+    if not isinstance(body, dict):
+        return malformed("The body must be a JSON object.")
+    model = body.get("model")
+    if not isinstance(model, str) or not 0 < len(model) <= NAME_CHARS_MAX:
+        return malformed(f"model must be a string of 1 to {NAME_CHARS_MAX} characters.", "model")
+    return body
+
+
+def read_intent(
+    endpoint: Endpoint,
+    body: dict[str, Any],
+    principal: Principal,
+    request_id: str,
+    measure: Measure,
+    run: Run = NO_RUN,
+) -> Intent | Refusal:
+    """What the body asks for, bounded; a Refusal names the first field that is wrong."""
+    for name in fields.REFUSED.keys() & body.keys():
+        if body[name] not in (None, False):
+            return malformed(f"{name} is not accepted: {fields.REFUSED[name]}.", name)
+    stream = body.get("stream")
+    if stream is not None and type(stream) is not bool:
+        return malformed("stream must be true or false.", "stream")
+    options = body.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        return malformed("stream_options must be an object.", "stream_options")
+    salt = body.get("cache_salt")
+    if salt is not None and not isinstance(salt, str):
+        return malformed("cache_salt must be a string.", "cache_salt")
+    try:
+        choices = fields.choices(body) if endpoint.generates else 1
+        cap = _output_cap(endpoint, body)
+        tools = _tools(body)
+        input_bound, prompts = _input(endpoint, body, measure)
+    except _FieldError as error:
+        return Refusal(INVALID_REQUEST, f"{error.field} {error}.", error.field)
+    except ValueError as error:
+        return malformed(f"{error}.", str(error).split(" ", 1)[0])
+    return Intent(
+        request_id,
+        principal,
+        endpoint.name,
+        sys.intern(body["model"]),
+        bool(stream) and endpoint.generates,
+        input_bound,
+        cap,
+        choices * prompts,
+        tools,
+        run,
+        salt or "",
+    )
+
+
+class _FieldError(ValueError):
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def _output_cap(endpoint: Endpoint, body: dict[str, Any]) -> int | None:
+    if not endpoint.generates:
+        return 0
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = body.get(name)
+        if value is not None:
+            if type(value) is not int or not 1 <= value <= fields.TOKENS_MAX:
+                raise _FieldError(name, f"must be a whole number from 1 to {fields.TOKENS_MAX}")
+            return value
+    return None
+
+
+def _input(endpoint: Endpoint, body: dict[str, Any], measure: Measure) -> tuple[int, int]:
+    if endpoint is CHAT:
+        _check_messages(body.get("messages"))
+        return bounds.chat_bound(body, measure), 1
+    name = endpoint.input_field
+    if name not in body:
+        raise _FieldError(name, "is required")
+    prompts = body[name]
+    if isinstance(prompts, list) and len(prompts) > fields.PROMPTS_MAX and not isinstance(prompts[0], int):
+        raise _FieldError(name, f"has more than {fields.PROMPTS_MAX} prompts")
+    try:
+        return bounds.prompts_bound(prompts, measure)
+    except ValueError as error:
+        raise _FieldError(name, str(error)) from error
+
+
+def _check_messages(messages: Any) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise _FieldError("messages", "must be a list of at least one message")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise _FieldError(f"messages[{index}]", "must be an object")
+        if not isinstance(message.get("role"), str):
+            raise _FieldError(f"messages[{index}].role", "must be a string")
+        if not isinstance(message.get("content"), str | list | None):
+            raise _FieldError(f"messages[{index}].content", "must be a string or a list of parts")
+
+
+def _tools(body: dict[str, Any]) -> tuple[str, ...]:
+    tools = body.get("tools")
+    if not tools:
+        return ()
+    if not isinstance(tools, list) or len(tools) > TOOLS_MAX:
+        raise _FieldError("tools", f"must be a list of at most {TOOLS_MAX} tools")
+    return tuple(sorted({tool_name(tool, index) for index, tool in enumerate(tools)}))
+
+
+def tool_name(tool: Any, index: int) -> str:
+    """The name a tool is known by to policies: its function's name, or its type for tools that have no function."""
+    if isinstance(tool, dict):
+        function = tool.get("function")
+        name = function.get("name") if isinstance(function, dict) else tool.get("type")
+        if isinstance(name, str) and 0 < len(name) <= NAME_CHARS_MAX:
+            return name
+    raise _FieldError(f"tools[{index}]", "must be an object with a function name")

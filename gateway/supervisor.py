@@ -1,0 +1,171 @@
+"""The supervisor of `bursar up`: starts the ledger process, the embedded runtimes and the gateway, and keeps them up.
+
+What dies is started again with a growing pause; SIGTERM or SIGINT stops all in the order in which they depend on one
+another, so that the last settlements are journalled and shipped.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from gateway.config import Config, Runtime
+from gateway.home import Home
+
+log = structlog.get_logger("supervisor")
+READY_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 60.0
+PAUSE_S_MAX = 30.0
+STEADY_S = 60.0
+_POLL_S = 0.05
+
+
+class StartFailed(RuntimeError):
+    """A part did not come up; its log says why."""
+
+
+@dataclass(slots=True)
+class Part:
+    """One supervised process; it is ready when its run file names it."""
+
+    name: str
+    argv: Sequence[str]
+    log_path: Path
+    process: subprocess.Popen[bytes] | None = None
+    started_s: float = 0.0
+    pause_s: float = 0.0
+    restart_at_s: float = 0.0
+    restarts: int = field(default=0)
+
+    def start(self) -> None:
+        """Start the process with its output going to its log; signals of the terminal reach the supervisor only."""
+        with self.log_path.open("ab") as output:
+            self.process = subprocess.Popen(
+                self.argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        self.started_s = time.monotonic()
+
+    def has_died(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """End the process, gently first."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            log.error("killed", part=self.name, after_s=timeout_s)
+            self.process.kill()
+            self.process.wait()
+
+
+class Supervisor:
+    """Parts in the order of their start; they stop in the reverse order."""
+
+    def __init__(self, home: Home, parts: list[Part]) -> None:
+        self.home = home
+        self.parts = parts
+        self._stopping = False
+
+    def start(self) -> None:
+        """Start every part and wait until each is ready; raises StartFailed with the end of its log."""
+        for part in self.parts:
+            self.home.remove_run(part.name)
+            part.start()
+        for part in self.parts:
+            self._await_ready(part)
+
+    def watch(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Start again what dies, until told to stop or `until` says so."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.request_stop())
+        signal.signal(signal.SIGHUP, lambda *_: self._forward(signal.SIGHUP))
+        while not self._stopping and not until():
+            for part in self.parts:
+                self._revive(part)
+            time.sleep(_POLL_S * 2)
+
+    def request_stop(self) -> None:
+        """Leave `watch` soon."""
+        self._stopping = True
+
+    def stop(self) -> None:
+        """Stop every part, the gateway before the ledger that ships its last rows."""
+        for part in reversed(self.parts):
+            part.stop()
+
+    def _revive(self, part: Part) -> None:
+        if not part.has_died():
+            return
+        now_s = time.monotonic()
+        if not part.restart_at_s:
+            assert part.process is not None
+            part.pause_s = 0.1 if now_s - part.started_s > STEADY_S else min(PAUSE_S_MAX, (part.pause_s or 0.05) * 2)
+            part.restart_at_s = now_s + part.pause_s
+            log.error("died", part=part.name, code=part.process.returncode, again_in_s=part.pause_s)
+        elif now_s >= part.restart_at_s:
+            part.restart_at_s = 0.0
+            part.restarts += 1
+            part.start()
+            log.warning("restarted", part=part.name, restarts=part.restarts)
+
+    def _forward(self, number: signal.Signals) -> None:
+        for part in self.parts:
+            if part.name == "gateway" and part.process is not None and part.process.poll() is None:
+                part.process.send_signal(number)
+
+    def _await_ready(self, part: Part) -> None:
+        deadline_s = time.monotonic() + READY_TIMEOUT_S
+        while self.home.read_run(part.name) is None:  # written once it listens
+            if part.has_died() or time.monotonic() > deadline_s:
+                raise StartFailed(f"{part.name} did not start:\n{tail(part.log_path)}")
+            if self._stopping:
+                raise StartFailed("stopped while starting")
+            time.sleep(_POLL_S)
+
+
+def parts_of(config: Config, config_path: Path, home: Home, overrides: Sequence[str]) -> list[Part]:
+    """The parts of an embedded deployment: ledger first, then the simulators, then the gateway.
+
+    `overrides` are further options of `bursar serve`.
+    """
+    python = sys.executable
+    logs = home.logs
+    ledger = Part(
+        "ledger",
+        [
+            *(python, "-m", "ledger", "--home", str(home.path), "--url", f"chdb://{config.ledger.folder(home.path)}"),
+            *("--retention-s", str(config.ledger.retention_s)),
+        ],
+        logs / "ledger.log",
+    )
+    sims = [_sim(runtime, config, home) for runtime in config.runtimes if runtime.is_sim]
+    gateway = Part(
+        "gateway",
+        [python, "-m", "gateway", "serve", "--home", str(home.path), "--config", str(config_path), *overrides],
+        logs / "gateway.log",
+    )
+    return [ledger, *sims, gateway]
+
+
+def _sim(runtime: Runtime, config: Config, home: Home) -> Part:
+    models = [model.upstream_model for model in config.models if runtime.id in model.runtimes]
+    name = f"sim-{runtime.id}"
+    argv = [sys.executable, "-m", "runtime.sim", "--port", "0", "--port-file", os.fspath(home.run_file(name))]
+    argv += ["--model", ",".join(dict.fromkeys(models))]
+    for knob, value in (runtime.sim.model_dump(exclude_none=True) if runtime.sim else {}).items():
+        argv += [f"--{knob.replace('_', '-')}", str(value)]
+    return Part(name, argv, home.logs / f"{name}.log")
+
+
+def tail(path: Path, lines: int = 20) -> str:
+    """The last lines of a log."""
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])

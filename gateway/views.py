@@ -1,0 +1,100 @@
+"""Views: what callers, operators and the metrics see of the budget book."""
+
+from typing import Any
+
+from domain.intent import Principal
+from gateway.keys import Key
+from ledger.book import Book
+from ledger.budgets import Budget, Subject
+from ledger.counters import Counter
+from ledger.holds import Hold
+
+COUNTERS_SHOWN_MAX = 1_000
+
+
+def counter_view(counter: Counter, now_s: int) -> dict[str, Any]:
+    """One counter as JSON, in the unit of its resource."""
+    budget = counter.budget
+    return {
+        "budget": budget.id,
+        "owner": budget.owner,
+        "counter": counter.name,
+        "resource": budget.resource,
+        "window": budget.window.text,
+        "mode": budget.mode,
+        "limit": counter.limit,
+        "spent": counter.spent,
+        "held": counter.held,
+        "remaining": max(0, counter.available),
+        "band": counter.band,
+        "resets_in_s": None if budget.window.kind == "total" else max(0, counter.turns_s - now_s),
+        "grants": [grant.grant_id for grant in counter.grants],
+    }
+
+
+def book_view(book: Book, now_s: int, budget: str | None = None) -> list[dict[str, Any]]:
+    """The live counters, of one budget or of all, bounded."""
+    counters = [counter for counter in book.counters(now_s) if budget in (None, counter.budget.id)]
+    return [counter_view(counter, now_s) for counter in counters[:COUNTERS_SHOWN_MAX]]
+
+
+def own_view(book: Book, principal: Principal, models: dict[str, list[str]], now_s: int) -> list[dict[str, Any]]:
+    """The counters that a caller's requests fall on, over the models and runtimes offered."""
+    seen: dict[tuple[str, str], Counter] = {}
+    for model, runtimes in models.items():
+        for runtime in runtimes:
+            subject = Subject(*principal[:5], run="", model=model, runtime=runtime)
+            for counter, _, _ in book.route(subject, now_s).counters:
+                seen[counter.budget.id, counter.name] = counter
+    return [counter_view(counter, now_s) for counter in seen.values()]
+
+
+def remaining(book: Book, now_s: int) -> list[tuple[str, int]]:
+    """(budget, remaining) of every live counter."""
+    return [(counter.budget.id, max(0, counter.available)) for counter in book.counters(now_s)]
+
+
+def budget_view(budget: Budget) -> dict[str, Any]:
+    """One budget as configured."""
+    return {
+        "id": budget.id,
+        "owner": budget.owner,
+        "scope": dict(budget.scope),
+        "resource": budget.resource,
+        "limit": budget.limit,
+        "window": budget.window.text,
+        "mode": budget.mode,
+        "thresholds": [budget.warn_ratio, budget.critical_ratio],
+        "on_unavailable": budget.on_unavailable,
+    }
+
+
+def hold_view(hold: Hold) -> dict[str, Any]:
+    """One open hold: whose it is, what it holds and when it would expire."""
+    row = hold.row
+    named = ("hold_id", "request_id", "org", "team", "app", "model", "runtime")
+    return {
+        **{name: row[name] for name in named},
+        "cap": hold.cap,
+        "opened_at_us": hold.opened_at_us,
+        "expires_at_us": hold.expires_at_us,
+        "charges": hold.charges(),
+    }
+
+
+def key_view(key: Key) -> dict[str, Any]:
+    """One key without anything secret."""
+    principal = key.principal
+    return {
+        "key_id": key.key_id,
+        "kind": key.kind,
+        "org": principal.org,
+        "team": principal.team,
+        "app": principal.app,
+        "user": principal.user,
+        "roles": list(principal.roles),
+        "clearance": principal.clearance,
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "revoked_at": key.revoked_at,
+    }

@@ -1,0 +1,204 @@
+"""The gateway worker: one process that owns a book and a journal, serves requests, and drains when told to stop."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from gateway import assembly
+from gateway.admin import admin_app
+from gateway.asgi import BodyBounds, DataPlane
+from gateway.calls import Caller
+from gateway.composition import Unready, budgets_of, bundle_of, catalogue_of
+from gateway.config_file import ConfigError, LoadedConfig, diff, load
+from gateway.controls import Controls, ensure_admin
+from gateway.forward import Forwarder
+from gateway.governance import Governance, system_now_us
+from gateway.home import Home
+from gateway.keys import KeyStore
+from gateway.live import Live
+from gateway.protocol import HeadBounds
+from gateway.pseudonyms import Pseudonyms
+from gateway.public import public_app
+from gateway.server import Server, bind, server
+from gateway.sweep import sweep_forever
+from ledger.client import running
+from observability.metrics import Metrics
+from observability.tracing import Tracing
+from policy.decider import load_engine
+from policy.port import BundleError
+from runtime.client import RuntimeClient
+
+log = structlog.get_logger("gateway")
+US = 1_000_000
+# Read once at start; a reload names those of them that changed instead of pretending.
+FIXED = ("listen", "limits", "book", "ledger", "telemetry", "webhooks", "policy.cache_max")
+
+
+class Worker:
+    """Everything one gateway process is made of; build it on the event loop that runs it."""
+
+    def __init__(
+        self, home: Home, loaded: LoadedConfig, sim_urls: Mapping[str, str], environ: Mapping[str, str] = os.environ
+    ) -> None:
+        telemetry = loaded.config.telemetry
+        self.home = home
+        self.loaded = loaded
+        self.sim_urls = sim_urls
+        self.environ = environ
+        self.pseudonyms = Pseudonyms(home.secret("pseudonym"))
+        self.keys = KeyStore(home.keys)
+        self.live = Live(loaded.config.limits.in_flight_max)
+        self.metrics = Metrics()
+        self.tracing = Tracing(telemetry.trace_sample, telemetry.otlp_endpoint, console=telemetry.console)
+        self.clients: dict[str, RuntimeClient] = {}
+        self.retiring: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain: requests in flight end and settle."""
+        listen = self.loaded.config.listen
+        sockets = [bind(listen.host, listen.port), bind(listen.admin_host, listen.admin_port)]
+        opened = assembly.open_book(self.home, self.loaded.config, self.pseudonyms, system_now_us)
+        try:
+            self.clients = await assembly.open_clients(self.loaded, self.sim_urls, self.environ, {})
+            of = assembly.governance_of(opened, self.home, self.loaded, self.clients, self.metrics)
+            self._label(of)
+            controls = Controls(of.book, of.journal, self.keys, of.now_us)
+            ensure_admin(self.home, self.keys, controls)
+            controls.record("config_applied", "start", str(self.loaded.path), digest=self.loaded.digest)
+            log.info("started", ownerless_holds=opened.ownerless, policy=of.decider.revision)
+            await self._serve(of, controls, sockets)
+        finally:
+            await self._close(opened)
+
+    async def _serve(self, of: Governance, controls: Controls, sockets: list[Any]) -> None:
+        servers = self._servers(of, controls)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._drain, servers)
+        loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self.reload(of, controls, "SIGHUP")))
+        background = [asyncio.create_task(sweep_forever(of, self.live)), asyncio.create_task(of.webhooks.run())]
+        serving = [
+            asyncio.create_task(each.serve(sockets=[bound])) for each, bound in zip(servers, sockets, strict=True)
+        ]
+        while not all(each.started for each in servers) and not any(task.done() for task in serving):
+            await asyncio.sleep(0.01)
+        (host, port), (admin_host, admin_port) = (bound.getsockname()[:2] for bound in sockets)
+        self.home.write_run("gateway", {"host": host, "port": port, "admin_host": admin_host, "admin_port": admin_port})
+        try:
+            await asyncio.gather(*serving)
+        finally:
+            self.home.remove_run("gateway")
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await of.webhooks.close()
+
+    def _servers(self, of: Governance, controls: Controls) -> list[Server]:
+        limits = self.loaded.config.limits
+        bounds = HeadBounds(
+            limits.header_bytes_max,
+            limits.headers_max,
+            limits.url_bytes_max,
+            limits.header_timeout_s,
+            limits.connections_max,
+        )
+        caller = Caller(
+            of,
+            self.live,
+            Forwarder(self.home.secret("cache_salt")),
+            limits.sse_event_bytes_max,
+            limits.response_bytes_max,
+        )
+        data_plane = DataPlane(
+            of,
+            self.keys,
+            self.live,
+            caller,
+            self.tracing,
+            self.pseudonyms,
+            BodyBounds(limits.body_bytes_max, limits.body_timeout_s),
+            public_app(of, self.keys, self.live, self.pseudonyms, lambda: running(self.home.path)),
+        )
+        admin = admin_app(of, self.keys, controls, lambda actor: self.reload(of, controls, actor))
+        timeouts = {"idle_timeout_s": limits.idle_timeout_s, "drain_timeout_s": limits.drain_timeout_s}
+        return [server(data_plane, bounds, **timeouts), server(admin, bounds, **timeouts)]
+
+    def _drain(self, servers: list[Server]) -> None:
+        """Take nothing new, let what is in flight end, and interrupt what takes longer than the drain may."""
+        self.live.is_draining = True
+        for each in servers:
+            each.should_exit = True
+        drain_s = self.loaded.config.limits.drain_timeout_s
+        asyncio.get_running_loop().call_later(drain_s, self.live.stop_all)
+        log.info("draining", in_flight=self.live.in_flight)
+
+    async def reload(self, of: Governance, controls: Controls, actor: str) -> dict[str, Any]:
+        """Apply the configuration file and the policy bundle again, whole or not at all."""
+        try:
+            loaded = load(self.loaded.path, self.environ)
+            engine = load_engine(bundle_of(loaded))
+            clients = await assembly.open_clients(loaded, self.sim_urls, self.environ, self.clients)
+            catalogue = catalogue_of(loaded, clients)
+        except (ConfigError, BundleError, Unready) as error:
+            log.error("reload refused", reason=str(error))
+            return {"applied": False, "problems": str(error).splitlines()}
+        changes = diff(self.loaded.config, loaded.config)
+        old_clients, old_revision = self.clients, of.decider.revision
+        of.catalogue, self.clients, self.loaded = catalogue, clients, loaded
+        of.book.configure(budgets_of(loaded.config, self.pseudonyms), of.now_us() // US)
+        of.hold_ttl_s = loaded.config.book.hold_ttl_s
+        if engine.revision != old_revision:
+            of.decider.swap(engine)
+            controls.record("policy_loaded", actor, engine.revision, digest=engine.revision, detail=old_revision)
+        self.keys.reload()
+        self._label(of)
+        controls.record("config_applied", actor, str(loaded.path), digest=loaded.digest, detail=changes)
+        self._retire([client for name, client in old_clients.items() if clients.get(name) is not client])
+        fixed = [change for change in changes if change.startswith(FIXED)]
+        log.info("reloaded", changes=changes, needs_restart=fixed)
+        return {
+            "applied": True,
+            "digest": loaded.digest,
+            "changes": changes,
+            "needs_restart": fixed,
+            "policy_revision": engine.revision,
+        }
+
+    def _label(self, of: Governance) -> None:
+        """Let the metrics show the names that are configured now."""
+        left_out = self.metrics.allow(
+            models=of.catalogue.offers,
+            teams={key.principal.team for key in self.keys.list()},
+            runtimes=of.catalogue.runtimes,
+            budgets=of.book.budgets,
+        )
+        if left_out:
+            log.warning("metrics count these as other", names=left_out[:20], count=len(left_out))
+
+    def _retire(self, clients: list[RuntimeClient]) -> None:
+        """Close clients that are no longer configured, once what they still serve has ended."""
+        for client in clients:
+            task = asyncio.create_task(_close_when_idle(client))
+            self.retiring.add(task)
+            task.add_done_callback(self.retiring.discard)
+
+    async def _close(self, opened: assembly.Opened) -> None:
+        for client in self.clients.values():
+            await client.close()
+        for task in list(self.retiring):
+            task.cancel()
+        self.tracing.close()
+        opened.journal.close()
+        log.info("stopped", open_holds=len(opened.book.holds))
+
+
+async def _close_when_idle(client: RuntimeClient) -> None:
+    try:
+        while client.in_flight:
+            await asyncio.sleep(0.5)
+    finally:
+        await client.close()

@@ -1,0 +1,127 @@
+"""The ledger process: it alone opens the store, ships the journals into it, and serves it on loopback."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from ledger.server import LedgerServer
+from ledger.shipper import Shipper
+from ledger.store import Store
+
+HOST = "127.0.0.1"
+_CONNECTIONS_MAX = 64
+_TOKEN_BYTES = 32
+_HEADER_BYTES_MAX = 64 << 10
+_DRAIN_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerProcess:
+    """What one ledger process is told: its home, its store and where to say how it is reached."""
+
+    home: Path
+    url: str
+    port: int
+    port_file: Path
+    token_file: Path
+    retention_s: float
+    while_stdin: bool = False
+
+    def run(self) -> int:
+        """Serves until SIGTERM or SIGINT, then ships the rest; 0, or 1 when the shipping thread died."""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        token = read_or_make_token(self.token_file)
+        _use_temporary_directory(self.home / "tmp")
+        store = Store(self.url)
+        shipper = Shipper(self.home / "journal", store, retention_s=self.retention_s)
+        application = LedgerServer(store, shipper, token)
+        server = _uvicorn(application)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+        if self.while_stdin:
+            threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
+        finished = threading.Event()
+        thread = threading.Thread(target=_ship, args=(shipper, server, finished), name="shipper")
+        thread.start()
+        try:
+            with socket.create_server((HOST, self.port)) as listener:
+                write_port_file(self.port_file, listener.getsockname()[1])
+                server.run(sockets=[listener])
+        finally:
+            self.port_file.unlink(missing_ok=True)
+            shipper.stop()
+            thread.join()
+            application.close()
+            store.close()
+        return 0 if finished.is_set() else 1
+
+
+def read_or_make_token(path: Path) -> str:
+    """The token in the file, which is made, readable by its owner alone, when it does not exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text(encoding="utf-8").strip()
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        token = secrets.token_urlsafe(_TOKEN_BYTES)
+        file.write(token)
+    return token
+
+
+def write_port_file(path: Path, port: int) -> None:
+    """Says, in one step, on which port this process listens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps({"port": port, "pid": os.getpid()}), encoding="utf-8")
+    draft.replace(path)
+
+
+def _use_temporary_directory(path: Path) -> None:
+    """Keeps the files through which inserts travel inside the home, and clears those that a kill left."""
+    path.mkdir(parents=True, exist_ok=True)
+    for left in path.iterdir():
+        left.unlink()
+    tempfile.tempdir = str(path)
+
+
+def _end_with_stdin() -> None:
+    """Ends this process, as SIGTERM would, when whoever started it closes the pipe or is gone."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _ship(shipper: Shipper, server: uvicorn.Server, finished: threading.Event) -> None:
+    """Ships to the end; if that fails the process ends too, because a ledger that stands still must not look alive."""
+    try:
+        shipper.run()
+        finished.set()
+    finally:
+        server.should_exit = True
+
+
+def _uvicorn(application: LedgerServer) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            application,
+            http="h11",  # it bounds header bytes, httptools does not
+            h11_max_incomplete_event_size=_HEADER_BYTES_MAX,
+            lifespan="off",
+            ws="none",
+            interface="asgi3",
+            access_log=False,
+            log_config=None,
+            limit_concurrency=_CONNECTIONS_MAX,
+            timeout_graceful_shutdown=_DRAIN_S,
+        )
+    )

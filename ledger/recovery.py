@@ -1,0 +1,116 @@
+"""Recovery: a book rebuilt from the snapshot that opens the last segment of its journal and the records behind it.
+
+A snapshot may already contain the record that follows it, because a segment can turn between a change of the book and
+its record. So every record is applied by the identity of what it moves: a hold that is known is not opened again, and a
+settlement or a void of a hold that is not open changes nothing.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from domain.charges import Charge
+from ledger.book import Book
+from ledger.counters import Grant
+from ledger.holds import Hold
+from ledger.records import SNAPSHOT, Record
+
+_ENVELOPE = frozenset({"seq", "kind", "ts_us", "event_id", "action", "cap", "expires_at_us", "charges"})
+
+
+def snapshot(book: Book) -> dict[str, Any]:
+    """The body from which the book can be rebuilt: what is spent, what is held, and the grants."""
+    return {
+        "spent": book.spent_charges(),
+        "holds": [
+            {
+                "row": hold.row,
+                "cap": hold.cap,
+                "opened_at_us": hold.opened_at_us,
+                "expires_at_us": hold.expires_at_us,
+                "charges": hold.charges(),
+            }
+            for hold in book.holds.values()
+        ],
+        "grants": [grant_record(grant) for grant in book.grants.values()],
+    }
+
+
+def grant_record(grant: Grant) -> dict[str, Any]:
+    """A grant as snapshots and `control` records carry it."""
+    return {
+        "grant_id": grant.grant_id,
+        "budget": grant.budget,
+        "counter": grant.counter,
+        "amount": grant.amount,
+        "expires_at_s": grant.expires_at_s,
+        "actor": grant.actor,
+        "reason": grant.reason,
+    }
+
+
+def rebuild(book: Book, records: Iterable[Record], now_s: int) -> int:
+    """Apply a snapshot and its tail to an empty book and return how many holds are left without an owner.
+
+    They expire when their last renewal runs out.
+    """
+    for record in records:
+        body = json.loads(record.payload)
+        if record.kind == SNAPSHOT:
+            _apply_snapshot(book, body, now_s)
+        elif record.kind == "hold":
+            _apply_hold(book, body, now_s)
+        elif record.kind == "usage":
+            _apply_usage(book, body, now_s)
+        elif record.kind == "control" and body["action"] == "grant":
+            book.grant(Grant(**body["grant"]), now_s)
+    return len(book.holds)
+
+
+def restore_spent(book: Book, charges: Iterable[Charge], now_s: int) -> None:
+    """Put back sums of charges, as a snapshot or the ledger has them."""
+    for charge in charges:
+        book.restore(charge, held=False, now_s=now_s)
+
+
+def _apply_snapshot(book: Book, body: dict[str, Any], now_s: int) -> None:
+    for grant in body.get("grants", ()):
+        book.grant(Grant(**grant), now_s)
+    restore_spent(book, (Charge(*charge) for charge in body.get("spent", ())), now_s)
+    for held in body.get("holds", ()):
+        _open(book, held["row"], held["cap"], held["opened_at_us"], held["expires_at_us"], held["charges"], now_s)
+
+
+def _apply_hold(book: Book, body: dict[str, Any], now_s: int) -> None:
+    hold_id = body["hold_id"]
+    if body["action"] == "opened":
+        if hold_id not in book.holds:
+            row = {name: value for name, value in body.items() if name not in _ENVELOPE}
+            _open(book, row, body["cap"], body["ts_us"], body["expires_at_us"], body["charges"], now_s)
+    elif hold_id in book.holds:
+        if body["action"] == "renewed":
+            book.holds[hold_id].expires_at_us = body["expires_at_us"]
+        else:
+            book.void(hold_id)
+
+
+def _apply_usage(book: Book, body: dict[str, Any], now_s: int) -> None:
+    hold_id = body.get("hold_id")
+    if hold_id in book.holds:
+        book.void(hold_id)
+        restore_spent(book, (Charge(*charge) for charge in body["charges"]), now_s)
+
+
+def _open(
+    book: Book,
+    row: dict[str, Any],
+    cap: int,
+    opened_at_us: int,
+    expires_at_us: int,
+    charges: Iterable[tuple[str, str, int, str, int]],
+    now_s: int,
+) -> None:
+    restored = (book.restore(Charge(*charge), held=True, now_s=now_s) for charge in charges)
+    lines = tuple(line for line in restored if line is not None)
+    hold = Hold(row["hold_id"], lines, cap, opened_at_us, expires_at_us, row)
+    book.holds[hold.hold_id] = hold

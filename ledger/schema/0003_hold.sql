@@ -1,0 +1,24 @@
+-- The life of holds: opened, renewed, voided. A settled or expired hold ends as a row of usage.
+CREATE TABLE IF NOT EXISTS hold
+(
+    ts_us Int64 EPHEMERAL,
+    ts DateTime64(6, 'UTC') DEFAULT fromUnixTimestamp64Micro(ts_us, 'UTC') CODEC(Delta, ZSTD(1)),
+    event_id String CODEC(ZSTD(1)),
+    hold_id String CODEC(ZSTD(1)),
+    request_id String CODEC(ZSTD(1)),
+    action LowCardinality(String),
+    org LowCardinality(String),
+    team LowCardinality(String),
+    app LowCardinality(String),
+    user String CODEC(ZSTD(1)),
+    key_id LowCardinality(String),
+    model LowCardinality(String),
+    expires_at_us Int64 CODEC(T64, ZSTD(1)),
+    charges Array(Tuple(budget String, counter String, window_start DateTime('UTC'), resource LowCardinality(String), amount Int64)) CODEC(ZSTD(1)),
+    writer LowCardinality(String),
+    seq UInt64 CODEC(Delta, ZSTD(1))
+)
+ENGINE = MergeTree
+PARTITION BY toYYYYMM(ts)
+ORDER BY (org, toStartOfHour(ts), event_id)
+SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1, min_rows_to_fsync_after_merge = 1

@@ -1,0 +1,310 @@
+"""Segments: the files of a journal, read in order with every hash checked, also while they are being written."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ledger.records import (
+    GENESIS_SHA256,
+    HEADER,
+    HEADER_BYTES,
+    LENGTH_BYTES,
+    PAYLOAD_BYTES_MAX,
+    SNAPSHOT,
+    CorruptJournal,
+    Record,
+    chained,
+    envelope,
+)
+
+CHUNK_BYTES = 1 << 20
+_NAME_DIGITS = 20
+_SUFFIX = ".seg"
+_BATCH_RECORDS = 10_000
+_BATCH_BYTES = 8 << 20
+# Two NULs stand in every length of a record; a run this long was a block that a power loss kept from the disk.
+_LOST_WRITE = re.compile(rb"\0{8}")
+
+
+class Place(NamedTuple):
+    """Where a cursor stands: the last record passed, and where in which segment the next one begins."""
+
+    segment: Path
+    offset: int
+    seq: int
+    sha256: bytes
+
+
+class _Incomplete(Exception):
+    """What stands here was not written whole, so far or ever."""
+
+
+def segment_path(directory: Path, first_seq: int) -> Path:
+    """The file of the segment whose first record has this seq."""
+    return directory / f"{first_seq:0{_NAME_DIGITS}d}{_SUFFIX}"
+
+
+def first_seq(path: Path) -> int:
+    """The seq of a segment's first record, which is its name."""
+    return int(path.stem)
+
+
+def segment_paths(directory: Path) -> list[Path]:
+    """All segments of a journal, oldest first; none when the directory does not exist."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    return [directory / name for name in sorted(names) if name.endswith(_SUFFIX) and len(name) == _NAME_DIGITS + 4]
+
+
+class Cursor:
+    """A place in a journal that moves over its verified records and follows rotation.
+
+    `seq` and `sha256` are those of the last record passed, `segment` and `offset` where the next one begins.
+    """
+
+    def __init__(self, directory: Path, after_seq: int = 0, *, segment: Path | None = None) -> None:
+        """Stands behind `after_seq` or before the oldest record still kept; given a `segment`, before its first."""
+        self.directory = directory
+        self.segment: Path | None = None
+        self.offset = 0
+        self.seq = 0
+        self.sha256 = GENESIS_SHA256
+        self._anchored = False
+        self._fd = -1
+        self._chunk = b""
+        self._chunk_at = 0
+        self._seek_after = after_seq
+        if segment is not None:
+            self._enter(segment)
+        else:
+            self._find_segment()
+
+    def _find_segment(self) -> None:
+        paths = segment_paths(self.directory)
+        if not paths:
+            return
+        below = [path for path in paths if first_seq(path) <= self._seek_after + 1]
+        self._enter(below[-1] if below else paths[0])
+        while self.seq < self._seek_after and self.take(self._seek_after - self.seq, _BATCH_BYTES):
+            pass
+
+    def take(self, records_max: int, bytes_max: int) -> list[Record]:
+        """The next records, verified; empty at an end that is still being written. CorruptJournal on damage."""
+        records: list[Record] = []
+        if self.segment is None:
+            self._find_segment()
+        if self.segment is None:
+            return records
+        bytes_taken = 0
+        while len(records) < records_max and bytes_taken < bytes_max:
+            bytes_taken += self._take_from_chunk(records, records_max)
+            if len(records) == records_max:
+                break
+            record = self._next()
+            if record is None and not self._follow():
+                break
+            if record is not None:
+                records.append(record)
+                bytes_taken += len(record.payload)
+        return records
+
+    def place(self) -> Place | None:
+        """Where it stands, to stand there again later; None while there is no segment."""
+        return Place(self.segment, self.offset, self.seq, self.sha256) if self.segment is not None else None
+
+    @classmethod
+    def at(cls, directory: Path, place: Place) -> "Cursor":
+        """A cursor that stands where another one stood."""
+        cursor = cls(directory, segment=place.segment)
+        _, cursor.offset, cursor.seq, cursor.sha256 = place
+        cursor._anchored = place.offset > 0
+        return cursor
+
+    def torn_bytes(self) -> int:
+        """How much of an unfinished write stands behind the last record; CorruptJournal when it is more than that.
+
+        A killed writer leaves part of one record and nothing behind it; a power loss may also leave holes.
+        """
+        if self._fd < 0:
+            return 0
+        rest = os.pread(self._fd, os.fstat(self._fd).st_size - self.offset, self.offset).rstrip(b"\0")
+        claimed_bytes = HEADER_BYTES + int.from_bytes(rest[:LENGTH_BYTES], "little")
+        payload = rest[HEADER_BYTES:]
+        more_than_one = len(rest) > claimed_bytes or b"\0" in payload
+        if more_than_one and not _LOST_WRITE.search(rest):
+            raise self._damage("is damaged and has records after it")
+        if self.offset > 0 and chained(self.sha256, payload) == rest[LENGTH_BYTES:HEADER_BYTES]:
+            raise self._damage("is whole, but its length was changed")
+        return len(rest)
+
+    def sync(self) -> None:
+        """Makes durable all that has been read, whoever wrote it."""
+        if self._fd >= 0:
+            os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _enter(self, path: Path) -> None:
+        fd = os.open(path, os.O_RDONLY)
+        if self._fd >= 0:
+            # A record taken before the move may still be on its way to the disk: sync() knows only the new file.
+            os.fdatasync(self._fd)
+        self.close()
+        self._fd, self.segment, self.offset = fd, path, 0
+        self.seq = first_seq(path) - 1
+        self._chunk, self._chunk_at = b"", 0
+
+    def _follow(self) -> bool:
+        """Moves to the next segment when there is one; CorruptJournal when records between are missing."""
+        assert self.segment is not None
+        after = segment_path(self.directory, self.seq + 1)
+        if after != self.segment and after.exists():
+            self._enter(after)
+            return True
+        if segment_paths(self.directory)[-1:] > [self.segment]:
+            # Rotation may have happened since the last look: only a second look that still ends here means loss.
+            self._chunk = b""
+            if self._next_exists() or after.exists():
+                return True
+            raise CorruptJournal(self.segment, self.offset, self.seq + 1, "is missing, but later segments exist")
+        return False
+
+    def _next_exists(self) -> bool:
+        try:
+            return self._slice(LENGTH_BYTES) != bytes(LENGTH_BYTES)
+        except _Incomplete:
+            return False
+
+    def _next(self) -> Record | None:
+        try:
+            record = self._parse()
+        except (_Incomplete, CorruptJournal):
+            record = None
+        if record is None:
+            # The chunk may be older than the writer's last write: look once more before believing it.
+            if not os.pread(self._fd, LENGTH_BYTES, self.offset).strip(b"\0"):
+                return None
+            self._chunk = b""
+            try:
+                record = self._parse()
+            except _Incomplete:
+                return None
+        if record is not None:
+            self.seq, self.sha256, self._anchored = record.seq, record.sha256, True
+            self.offset += HEADER_BYTES + len(record.payload)
+        return record
+
+    def _take_from_chunk(self, records: list[Record], records_max: int) -> int:
+        """Takes the sound records that the chunk holds whole and leaves all others to `_next`; how many bytes."""
+        assert self.segment is not None
+        chunk, at, started_at = self._chunk, self.offset - self._chunk_at, self.offset
+        if self.offset == 0 or not 0 <= at < len(chunk):
+            return 0
+        name, chunk_at, seq, sha256 = self.segment.name, self._chunk_at, self.seq, self.sha256
+        while at + HEADER_BYTES < len(chunk) and len(records) < records_max:
+            length, stored = HEADER.unpack_from(chunk, at)
+            end = at + HEADER_BYTES + length
+            payload = chunk[at + HEADER_BYTES : end]
+            if length == 0 or end > len(chunk) or chained(sha256, payload) != stored:
+                break
+            try:
+                said_seq, kind = envelope(payload)
+            except ValueError:
+                # Left to `_next`, which says what is wrong and where.
+                break
+            if said_seq != seq + 1:
+                break
+            records.append(Record(said_seq, kind, payload, stored, name, chunk_at + at))
+            at, seq, sha256 = end, said_seq, stored
+        self.offset, self.seq, self.sha256 = chunk_at + at, seq, sha256
+        return self.offset - started_at
+
+    def _slice(self, size: int) -> bytes:
+        at = self.offset - self._chunk_at
+        if at < 0 or at + size > len(self._chunk):
+            self._chunk = os.pread(self._fd, max(CHUNK_BYTES, size), self.offset)
+            self._chunk_at = self.offset
+            at = 0
+        if at + size > len(self._chunk):
+            raise _Incomplete
+        return self._chunk[at : at + size]
+
+    def _parse(self) -> Record | None:
+        """The record at this place; None at a zero length."""
+        assert self.segment is not None
+        length = int.from_bytes(self._slice(LENGTH_BYTES), "little")
+        if length == 0:
+            return None
+        if length > PAYLOAD_BYTES_MAX:
+            raise self._damage(f"claims {length} bytes")
+        frame = self._slice(HEADER_BYTES + length)
+        sha256 = HEADER.unpack_from(frame)[1]
+        payload = frame[HEADER_BYTES:]
+        previous = self.sha256
+        if self.offset == 0:
+            previous = self._head_previous(payload)
+        if chained(previous, payload) != sha256:
+            if b"\0" in payload:
+                raise _Incomplete
+            raise self._damage("does not match its hash")
+        try:
+            seq, kind = envelope(payload)
+        except ValueError:
+            raise self._damage("does not begin with its seq and kind") from None
+        if seq != self.seq + 1:
+            raise self._damage(f"says it is record {seq}")
+        return Record(seq, kind, payload, sha256, self.segment.name, self.offset)
+
+    def _head_previous(self, payload: bytes) -> bytes:
+        """The hash that a segment's first record chains from, which it names itself so that old segments can go."""
+        try:
+            head = json.loads(payload)
+            previous = bytes.fromhex(head["previous_sha256"])
+        except (ValueError, KeyError, TypeError):
+            if b"\0" in payload:
+                raise _Incomplete from None
+            raise self._damage("does not open its segment as a snapshot") from None
+        known = self._anchored or self.seq == 0
+        if head.get("kind") != SNAPSHOT or (known and previous != self.sha256):
+            raise self._damage("does not follow the segment before")
+        return previous
+
+    def _damage(self, why: str) -> CorruptJournal:
+        assert self.segment is not None
+        return CorruptJournal(self.segment, self.offset, self.seq + 1, why)
+
+
+def read(directory: Path, after_seq: int = 0) -> Iterator[Record]:
+    """Every kept record behind `after_seq`, verified; CorruptJournal on damage in the middle."""
+    cursor = Cursor(directory, after_seq)
+    yield from _rest(cursor)
+
+
+def replay_from_snapshot(directory: Path) -> Iterator[Record]:
+    """The last snapshot record and all that follow it: what a book is rebuilt from."""
+    for path in reversed(segment_paths(directory)):
+        cursor = Cursor(directory, segment=path)
+        head = cursor.take(1, 1)
+        if head:
+            yield head[0]
+            yield from _rest(cursor)
+            return
+        cursor.close()
+
+
+def _rest(cursor: Cursor) -> Iterator[Record]:
+    try:
+        while records := cursor.take(_BATCH_RECORDS, _BATCH_BYTES):
+            yield from records
+        cursor.torn_bytes()
+    finally:
+        cursor.close()

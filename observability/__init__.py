@@ -1,0 +1,1 @@
+"""Signals about Bursar itself: metrics and traces."""

@@ -1,0 +1,74 @@
+"""Probes: metrics whose owners are asked at scrape, so that keeping them costs nothing in between."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from observability import names
+from observability.labels import LabelBounds
+
+BUDGET_COUNTERS_MAX = 10_000
+
+WATCHED = {
+    names.HOLDS_OPEN: "Holds that are neither settled nor void.",
+    names.IN_FLIGHT: "Requests under way.",
+    names.QUEUE_WAITING: "Requests that wait for a window or a slot.",
+    names.LEDGER_LAG_ROWS: "Journal rows that the ledger does not have yet.",
+    names.JOURNAL_FSYNCS: "Group commits of the journal.",
+    names.JOURNAL_BYTES: "Bytes appended to the journal.",
+    names.POLICY_CACHE_HITS: "Decisions answered from the cache.",
+    names.POLICY_CACHE_MISSES: "Decisions evaluated.",
+}
+
+
+class Probes(Collector):
+    """Asks the owners at every scrape; a callback must neither block nor do I/O."""
+
+    def __init__(self, budgets: LabelBounds, counters_max: int = BUDGET_COUNTERS_MAX) -> None:
+        self._budgets = budgets
+        self._counters_max = counters_max
+        self._watched: dict[str, Callable[[], int]] = {}
+        self.read_revision: Callable[[], str] | None = None
+        self.read_budgets: Callable[[], Iterable[tuple[str, int]]] | None = None
+
+    def watch(self, name: str, read: Callable[[], int]) -> None:
+        """Ask `read` for a metric of `WATCHED`; one name has one owner."""
+        if name not in WATCHED:
+            raise ValueError(f"{name} is not a metric that is read at scrape")
+        if name in self._watched:
+            raise ValueError(f"{name} has an owner already")
+        self._watched[name] = read
+
+    def collect(self) -> Iterator[Metric]:
+        """The families that have an owner."""
+        for name, read in self._watched.items():
+            if name.endswith("_total"):
+                yield CounterMetricFamily(name, WATCHED[name], value=read())
+            else:
+                yield GaugeMetricFamily(name, WATCHED[name], value=read())
+        if self.read_revision is not None:
+            labels = {"revision": self.read_revision()}
+            yield InfoMetricFamily(names.POLICY_REVISION_INFO, "The policy bundle that decides now.", value=labels)
+        if self.read_budgets is not None:
+            yield from self._remaining(self.read_budgets())
+
+    def _remaining(self, counters: Iterable[tuple[str, int]]) -> Iterator[Metric]:
+        rows = iter(counters)
+        tightest: dict[str, int] = {}
+        for budget, remaining in islice(rows, self._counters_max):
+            label = self._budgets.bound(budget)
+            tightest[label] = min(remaining, tightest.get(label, remaining))
+        family = GaugeMetricFamily(
+            names.BUDGET_REMAINING,
+            "What the tightest counter of a budget has left, in its resource.",
+            labels=["budget"],
+        )
+        for label, remaining in tightest.items():
+            family.add_metric([label], remaining)
+        yield family
+        unread = int(next(rows, None) is not None)
+        documentation = "1 when there were more counters than one scrape reads, so the tightest may be another."
+        yield GaugeMetricFamily(names.BUDGET_COUNTERS_UNREAD, documentation, value=unread)

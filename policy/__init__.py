@@ -1,0 +1,1 @@
+"""Rego policies: engines that evaluate them and the cache of their decisions."""

@@ -1,0 +1,166 @@
+"""Runs a bundle's Rego tests and checks, on the embedded engine and on OPA where its binary is present."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import orjson
+from regopy import Interpreter
+
+from policy.bundle import Bundle, Module, load
+from policy.child import try_out
+from policy.embedded import require_entry
+from policy.lint import Problem, problems, rule_lines
+from policy.port import ADMISSION, BundleError
+from policy.source import references, statements
+
+EMBEDDED = "embedded"
+OPA = "opa"
+OPA_TIMEOUT_S = 60
+
+_PREFIX = "test_"
+_INPUT_TABLE = "input_of_the_test"
+
+
+@dataclass(frozen=True, slots=True)
+class TestResult:
+    """How one Rego test ended on one engine; `line` is 0 where the engine does not say."""
+
+    __test__: ClassVar[bool] = False
+
+    name: str
+    passed: bool
+    file: str
+    line: int
+    message: str
+    engine: str
+
+
+def find_opa() -> str | None:
+    """The path of an `opa` binary, if there is one."""
+    return shutil.which("opa")
+
+
+def run_tests(root: Path | str, opa: str | None = None) -> list[TestResult]:
+    """The results of every `test_` rule, embedded first; `opa` names OPA's binary, by default the one found on PATH.
+
+    Raises BundleError where the bundle or its tests do not compile.
+    """
+    results = list(_embedded_results(load(root)))
+    binary = opa or find_opa()
+    return results + _opa_results(binary, root) if binary else results
+
+
+def check(root: Path | str, opa: str | None = None) -> list[Problem]:
+    """Every mistake found in a bundle and its tests without deciding anything; empty when it can serve."""
+    try:
+        bundle = load(root)
+        found = problems(bundle.modules + bundle.tests, Interpreter().is_builtin)
+        if not found:
+            require_entry(bundle, ADMISSION)
+            try_out(bundle.modules, bundle.data, (ADMISSION,))
+            list(_embedded_results(bundle))
+    except BundleError as error:
+        return [Problem(error.file, error.line, error.message)]
+    binary = opa or find_opa()
+    return found + _opa_problems(binary, root) if binary else found
+
+
+def _test_paths(tests: Sequence[Module]) -> tuple[str, ...]:
+    return tuple(path for path in rule_lines(tests) if path.rpartition("/")[2].startswith(_PREFIX))
+
+
+def _embedded_results(bundle: Bundle) -> Iterator[TestResult]:
+    paths = _test_paths(bundle.tests)
+    if not paths:
+        return
+    lines = rule_lines(bundle.tests)
+    modules = [_with_input_as_table(module) for module in bundle.modules + bundle.tests]
+    outcomes = try_out(modules, bundle.data | {_INPUT_TABLE: {}}, paths)
+    for path, outcome in zip(paths, outcomes, strict=True):
+        passed = outcome.value is True
+        message = "" if passed else outcome.failure or f"is {outcome.value!r:.100}, not true"
+        yield TestResult(_dotted(path), passed, *lines[path], message, EMBEDDED)
+
+
+def _with_input_as_table(module: Module) -> Module:
+    """The module with `input` read from a table: rego-cpp aborts on `with input as`, and not on `with data.x as`."""
+    lines = module.text.split("\n")
+    inputs = [
+        statement[reference.at]
+        for statement in statements(module.file, module.text)
+        for reference in references(statement)
+        if reference.path[0] == "input"
+    ]
+    for token in reversed(inputs):
+        line, start = lines[token.line - 1], token.column - 1
+        lines[token.line - 1] = f"{line[:start]}data.{_INPUT_TABLE}{line[start + len(token.text) :]}"
+    return Module(module.file, "\n".join(lines))
+
+
+def _dotted(path: str) -> str:
+    return "data." + path.replace("/", ".")
+
+
+def _opa(binary: str, *arguments: str) -> Any:
+    """What OPA answered as JSON; raises BundleError where it answered anything else."""
+    try:
+        done = subprocess.run([binary, *arguments], capture_output=True, timeout=OPA_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BundleError(binary, 0, f"cannot be run: {error}") from error
+    text = done.stdout.strip() or done.stderr.strip()
+    try:
+        return orjson.loads(text or b"null")
+    except ValueError as error:
+        raise BundleError(binary, 0, text.decode(errors="replace")[:500]) from error
+
+
+def _opa_results(binary: str, root: Path | str) -> list[TestResult]:
+    answer = _opa(binary, "test", "--bundle", "--format", "json", str(root))
+    if isinstance(answer, dict):
+        raise BundleError(*_opa_errors(answer)[0])
+    return [_opa_result(item, Path(root)) for item in answer or ()]
+
+
+def _opa_result(item: dict[str, Any], root: Path) -> TestResult:
+    location = item.get("location") or {}
+    problem = item.get("error") or ("not true" if item.get("fail") else "")
+    message = problem if isinstance(problem, str) else str(problem.get("message", problem))
+    return TestResult(
+        f"{item['package']}.{item['name']}",
+        not message and not item.get("skip"),
+        _relative(str(location.get("file", "")), root),
+        int(location.get("row", 0)),
+        message,
+        OPA,
+    )
+
+
+def _opa_problems(binary: str, root: Path | str) -> list[Problem]:
+    try:
+        answer = _opa(binary, "check", "--bundle", "--strict", "--format", "json", str(root))
+    except BundleError as error:
+        return [Problem(error.file, error.line, error.message)]
+    found = _opa_errors(answer) if answer else []
+    return [problem._replace(file=_relative(problem.file, Path(root))) for problem in found]
+
+
+def _opa_errors(answer: dict[str, Any]) -> list[Problem]:
+    errors = answer.get("errors") or [{"message": f"OPA answered {str(answer)[:200]}"}]
+    return [_opa_problem(error, error.get("location") or {}) for error in errors]
+
+
+def _opa_problem(error: dict[str, Any], location: dict[str, Any]) -> Problem:
+    return Problem(str(location.get("file", OPA)), int(location.get("row", 0)), str(error.get("message", "")))
+
+
+def _relative(file: str, root: Path) -> str:
+    """A file as the bundle names it; OPA prints the path that it opened."""
+    for base in (str(root), str(root.resolve())):
+        for prefix in (base, base.lstrip("/")):
+            if file.startswith(prefix + "/"):
+                return file[len(prefix) + 1 :]
+    return file

@@ -1,0 +1,1 @@
+"""The OpenAI protocol as runtimes speak it: usage reports and event streams."""

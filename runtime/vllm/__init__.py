@@ -1,0 +1,1 @@
+"""What Bursar knows of vLLM: its settings, how to start it, and how to read its counters."""

@@ -1,0 +1,222 @@
+"""Starts a vLLM server as a subprocess on a loopback port, waits until it serves, and stops it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Self
+
+from runtime.vllm.knobs import VllmKnobs
+
+LOOPBACK = "127.0.0.1"
+MODULE = "vllm.entrypoints.openai.api_server"
+HEALTH_POLL_S = 0.25
+HEALTH_TIMEOUT_S = 2.0
+GROUP_GRACE_S = 2.0
+GROUP_POLL_S = 0.02
+LOG_TAIL_LINES = 40
+LOG_TAIL_BYTES = 64 * 1024
+# Offline, silent about its users, and blind to any accelerator whose driver may be missing or half installed.
+FIXED_ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+# Another environment's Python settings would break vLLM's, and Bursar's secrets are none of its business.
+WITHHELD_PREFIXES = ("PYTHON", "VIRTUAL_ENV", "BURSAR_")
+
+
+class VllmServerError(Exception):
+    """The server cannot be used."""
+
+
+class VllmStartError(VllmServerError):
+    """The server died while it started, or did not become healthy in time; the message ends with its log's tail."""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmLaunch:
+    """Which vLLM to start: its interpreter, the model's folder, the name it is served under, and its settings."""
+
+    python: Path
+    model: Path
+    served_model_name: str
+    log: Path
+    knobs: VllmKnobs = field(default_factory=VllmKnobs)
+
+    def argv(self, port: int) -> list[str]:
+        """Return the command that serves the model on `port` of the loopback interface."""
+        return [
+            str(self.python),
+            *("-m", MODULE),
+            *("--host", LOOPBACK),
+            *("--port", str(port)),
+            *("--model", str(self.model)),
+            *("--served-model-name", self.served_model_name),
+            "--enable-prompt-tokens-details",
+            "--disable-uvicorn-access-log",
+            *self.knobs.argv(),
+        ]
+
+    def environment(self, base: Mapping[str, str], scratch: Path) -> dict[str, str]:
+        """Return the server's environment: `base` less what it must not see, plus what it must be told.
+
+        `scratch` takes vLLM's sockets and temporary files; its path must be short, for sockets have little room.
+        """
+        kept = {name: value for name, value in base.items() if not name.startswith(WITHHELD_PREFIXES)}
+        return kept | FIXED_ENVIRONMENT | self.knobs.environment() | {"TMPDIR": str(scratch)}
+
+
+class VllmServer:
+    """One vLLM server in a process group of its own; a context manager that starts it and always stops it."""
+
+    def __init__(self, launch: VllmLaunch, *, start_timeout_s: float = 180.0, stop_grace_s: float = 15.0) -> None:
+        self.launch = launch
+        self.start_timeout_s = start_timeout_s
+        self.stop_grace_s = stop_grace_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: TemporaryDirectory[str] | None = None
+        self._port = 0
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def base_url(self) -> str:
+        """The address of the server, without the `/v1` of its API."""
+        return f"http://{LOOPBACK}:{self._port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The id of the server's process and process group, or None when none was started."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start the server and return once `/health` says 200, or raise VllmStartError with nothing left running."""
+        if self._process is not None:
+            raise RuntimeError("this server was started before")
+        self._port = free_port()
+        self.launch.log.parent.mkdir(parents=True, exist_ok=True)
+        self._scratch = TemporaryDirectory(prefix="bursar-vllm-")
+        try:
+            self._process = self._spawn(Path(self._scratch.name))
+            self._wait_until_healthy(self._process)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Ask the server to end, kill its whole process group after the grace, and do nothing if it never started."""
+        if self._process is not None:
+            self._end(self._process)
+            self._process = None
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            self._scratch = None
+
+    def check_alive(self) -> None:
+        """Raise VllmServerError with the log's tail if the server is not running."""
+        if self._process is None:
+            raise VllmServerError("vLLM was not started")
+        status = self._process.poll()
+        if status is not None:
+            raise VllmServerError(f"vLLM ended with status {status}{self._log_tail()}")
+
+    def _spawn(self, scratch: Path) -> subprocess.Popen[bytes]:
+        with self.launch.log.open("wb") as log:
+            try:
+                return subprocess.Popen(
+                    self.launch.argv(self._port),
+                    env=self.launch.environment(os.environ, scratch),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise VllmStartError(f"cannot run {self.launch.python}: {error}") from error
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        process.terminate()
+        try:
+            process.wait(self.stop_grace_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.wait()
+        end_group(process.pid)
+
+    def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
+        deadline_s = time.monotonic() + self.start_timeout_s
+        while time.monotonic() < deadline_s:
+            status = process.poll()
+            if status is not None:
+                raise VllmStartError(f"vLLM ended with status {status} while it started{self._log_tail()}")
+            if is_healthy(self._port):
+                return
+            time.sleep(HEALTH_POLL_S)
+        raise VllmStartError(f"vLLM was not healthy after {self.start_timeout_s:g} s{self._log_tail()}")
+
+    def _log_tail(self) -> str:
+        return f"\n--- the end of {self.launch.log} ---\n{tail(self.launch.log)}"
+
+
+def end_group(group: int) -> None:
+    """End what its leader left of a process group: ask, give it a moment to free its shared memory, then kill.
+
+    The engine runs in child processes, which outlive a leader that was killed.
+    """
+    with suppress(ProcessLookupError):  # no process of the group is left
+        for asked in (signal.SIGTERM, signal.SIGKILL):
+            os.killpg(group, asked)
+            deadline_s = time.monotonic() + GROUP_GRACE_S
+            while time.monotonic() < deadline_s:
+                os.killpg(group, 0)
+                time.sleep(GROUP_POLL_S)
+
+
+def free_port() -> int:
+    """Return a loopback port that was free a moment ago; should another take it first, the server says so and dies."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def is_healthy(port: int) -> bool:
+    """Return whether `/health` on the loopback port answers 200; not listening yet is an ordinary no."""
+    connection = HTTPConnection(LOOPBACK, port, timeout=HEALTH_TIMEOUT_S)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def tail(log: Path) -> str:
+    """Return the last lines of a log file, reading no more of it than a fixed number of bytes."""
+    with log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - LOG_TAIL_BYTES))
+        text = file.read().decode("utf-8", errors="replace")
+    return "\n".join(text.splitlines()[-LOG_TAIL_LINES:])

@@ -1,0 +1,54 @@
+"""Journals and rows for the tests of the ledger."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from domain.ids import uuid7
+from ledger.journal import Journal
+
+SEGMENT_BYTES = 1 << 17
+
+
+@pytest.fixture
+def make_journal(tmp_path: Path) -> Iterator[Callable[..., Journal]]:
+    """Opens journals under `journal/` of the test's home, small ones unless told otherwise, and closes them."""
+    opened: list[Journal] = []
+
+    def make(writer: str = "gateway-0", **options: Any) -> Journal:
+        settings: dict[str, Any] = {"segment_bytes": SEGMENT_BYTES, "snapshot": lambda: {"spent": []}}
+        journal = Journal.open(tmp_path / "journal" / writer, **{**settings, **options})
+        opened.append(journal)
+        return journal
+
+    yield make
+    for journal in opened:
+        journal.close()
+
+
+@pytest.fixture
+def usage_row() -> Callable[..., dict[str, Any]]:
+    """Makes bodies of `usage` records."""
+
+    def make(**values: Any) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "ts_us": time.time_ns() // 1000,
+            "event_id": uuid7(),
+            "request_id": uuid7(),
+            "org": "acme",
+            "team": "search",
+            "model": "small",
+            "status": "ok",
+            "http_status": 200,
+            "stream": True,
+            "input_tokens": 100,
+            "output_tokens": 10,
+            "list_cost_nusd": 1_500,
+            "charges": [["team-day", "acme/search", 1_763_596_800, "tokens", 110]],
+        }
+        return row | values
+
+    return make

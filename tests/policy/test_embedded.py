@@ -1,0 +1,159 @@
+"""The embedded engine: what it answers, what it refuses to build, and that it survives bad bundles and threads."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from policy.bundle import load
+from policy.child import try_out
+from policy.decider import load_engine
+from policy.embedded import EmbeddedEngine
+from policy.port import BundleError, Document, EvaluationError, MalformedDecision, Undefined
+
+FILE = "bursar/admission/admission.rego"
+HEAD = "package bursar.admission\n\nimport rego.v1\n\n"
+
+
+def engine(root: Path) -> EmbeddedEngine:
+    return EmbeddedEngine(load(root))
+
+
+def test_it_answers_from_rules_and_tables(write_bundle) -> None:
+    raw = engine(write_bundle()).evaluate({"principal": {"org": "acme"}})
+    assert raw == {"allow": True, "reasons": [], "obligations": {"priority": 3}}
+
+
+def test_the_same_input_twice_and_another_between_do_not_mix(write_bundle) -> None:
+    one = engine(write_bundle())
+    answers = [one.evaluate({"principal": {"org": org}})["allow"] for org in ("acme", "evil", "acme", "")]
+    assert answers == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("rules", "line", "message"),
+    [
+        ("decision := {} if {\n\tinput.a ==\n}\n", 6, "boolean operator"),
+        ("decision := {} if { x\n", 5, "unclosed"),
+        ('decision := "abc\n', 5, "assignment operator"),
+        ("decision := {} if not hepler\n", 5, "hepler is not a rule"),
+        ("decision := {} if nosuch(1)\n", 5, "nosuch is not a rule"),
+        ("decision := {} if data.rows[i]\n", 5, "i is not a rule"),
+        ("decision := {} if min([1, 2])\n", 5, "orders numbers as text"),
+        ("decision := {} if sort(input.a)\n", 5, "orders numbers as text"),
+        ('decision := {} if input.a == "caf\\u00e9"\n', 5, "without escapes"),
+        ("decision := input.a\n\nelse := 2\n", 7, "crashes"),
+        ("other := 1\n", 0, "no rule data.bursar.admission.decision"),
+    ],
+)
+def test_a_mistake_is_refused_with_its_line(write_bundle, rules: str, line: int, message: str) -> None:
+    with pytest.raises(BundleError, match=message) as caught:
+        engine(write_bundle({FILE: HEAD + rules}))
+    assert caught.value.line == line
+    if line:
+        assert caught.value.file == FILE
+
+
+def test_declared_names_are_no_mistake(write_bundle) -> None:
+    rules = """
+decision := {"allow": allowed, "reasons": [], "obligations": {}}
+
+default allowed := false
+
+allowed if {
+	some i, [name, _] in input.pairs
+	[first, second] := [i, name]
+	every key, value in {"a": second} { key == "a"; value == name }
+	listed(name, first)
+	count([x | some x in input.pairs; x[0] == name]) > 0
+}
+
+listed(text, number) if {
+	number >= 0
+	startswith(text, "n")
+} else := true if {
+	text == "other"
+}
+
+names contains text if some text in input.names
+
+by_name[text] := 1 if some text in names
+"""
+    built = engine(write_bundle({FILE: HEAD + rules}))
+    assert built.evaluate({"pairs": [["name", 1]], "names": []})["allow"] is True
+    assert built.evaluate({"pairs": [["xyz", 1]], "names": []})["allow"] is False
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"),
+    [
+        ("decision := {} if input.never", Undefined),
+        ("decision := [1]", MalformedDecision),
+        ("decision := 1 if input.a\n\ndecision := 2 if input.a", EvaluationError),
+        ("decision := {} if to_number(input.text) > 1", EvaluationError),
+        ("decision if other\n\nother if decision", EvaluationError),
+    ],
+)
+def test_a_failed_evaluation_is_named_and_the_engine_goes_on(write_bundle, rule: str, kind: type[Exception]) -> None:
+    built = engine(write_bundle({FILE: f"{HEAD}{rule}\n"}))
+    for _ in range(2):
+        with pytest.raises(kind):
+            built.evaluate({"a": True, "text": "x"})
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**70), float("nan"), float("inf"), b"bytes", "\ud800", {"k": ("t",)}])
+def test_an_input_that_the_engine_would_change_is_refused(shipped: EmbeddedEngine, value: object) -> None:
+    with pytest.raises(EvaluationError):
+        shipped.evaluate({"intent": value})
+
+
+def test_an_input_nested_without_end_is_refused(shipped: EmbeddedEngine) -> None:
+    nested: Document = {}
+    nested["self"] = nested
+    with pytest.raises(EvaluationError, match="too deep"):
+        shipped.evaluate(nested)
+
+
+@pytest.mark.parametrize("text", ["", 'a"b', "a\\", "a\nb\t\r", "é😀", "\0", "\x7f\x01", "\u2028", "\\u0041", "</x>"])
+def test_every_string_comes_back_and_equals_itself_in_a_table(write_bundle, text: str) -> None:
+    rules = 'decision := {"echo": input.x, "same": input.x == data.bursar.admission.text}\n'
+    escaped = "".join(f"\\u{ord(c):04x}" if ord(c) < 0x10000 else c for c in text)
+    root = write_bundle({FILE: HEAD + rules, "bursar/admission/data.json": f'{{"text": "{escaped}"}}'})
+    assert engine(root).evaluate({"x": text}) == {"echo": text, "same": True}
+
+
+def test_a_long_answer_is_read_whole(write_bundle) -> None:
+    built = engine(write_bundle({FILE: HEAD + "decision := input\n"}))
+    document = {"items": ["x" * 100] * 1000}
+    assert built.evaluate(document) == document
+    with pytest.raises(EvaluationError, match="too large"):
+        built.evaluate({"items": ["x" * 1000] * 2000})
+
+
+def test_threads_share_an_engine_without_mixing_inputs(write_bundle) -> None:
+    one = engine(write_bundle())
+    wrong: list[str] = []
+
+    def ask(org: str) -> None:
+        for _ in range(200):
+            if one.evaluate({"principal": {"org": org}})["allow"] is not (org == "acme"):
+                wrong.append(org)
+
+    threads = [threading.Thread(target=ask, args=(org,)) for org in ("acme", "evil", "acme", "other")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_bundle_that_kills_the_engine_is_refused_and_this_process_lives(write_bundle) -> None:
+    killing = "decision := v if {\n\tv := other with input as {}\n}\n\nalias := input.x\n\nother := alias\n"
+    with pytest.raises(BundleError, match="the engine ended with"):
+        load_engine(write_bundle({FILE: HEAD + killing}))
+
+
+def test_a_bundle_tried_out_apart_answers_as_it_will_here(write_bundle) -> None:
+    bundle = load(write_bundle())
+    [outcome] = try_out(bundle.modules, bundle.data, ("bursar/admission/decision",))
+    assert outcome.value == engine(bundle.root).evaluate({})
