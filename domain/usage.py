@@ -1,14 +1,12 @@
 """Usage: what one request consumed, and how surely that is known."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Certainty = Literal["exact", "at_least", "at_most"]
 CERTAINTIES: tuple[Certainty, ...] = ("exact", "at_least", "at_most")
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Consumption of one request: tokens, accelerator microseconds, KV-block microseconds and microjoules.
 
     `cached_input_tokens` and `cache_write_tokens` are parts of `input_tokens`; `reasoning_tokens` is part of

@@ -9,15 +9,19 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway import errors, views
+from gateway.bodies import BoundedBodies
 from gateway.controls import Controls, UnknownBudget
 from gateway.errors import Refusal
 from gateway.governance import Governance
 from gateway.identity import read_head
-from gateway.keys import Key, KeyStore
+from gateway.keys import Key, KeyFieldError, KeysError, KeyStore
 from gateway.public import Refused, plain_app, refusal_response
+from ledger.journal import JournalError
 
 US = 1_000_000
 HOLDS_SHOWN_MAX = 1_000
+BODY_BYTES_MAX = 64 << 10
+BODY_TIMEOUT_S = 3.0
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 
 
@@ -53,12 +57,25 @@ def admin_app(
 ) -> FastAPI:
     """The application of the admin listener; `reload` applies the configuration file in the name of an actor."""
     app = plain_app("Bursar admin")
+    app.add_middleware(BoundedBodies, bytes_max=BODY_BYTES_MAX, timeout_s=BODY_TIMEOUT_S)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return refusal_response(errors.malformed(f"The body is not valid JSON: {first['ctx']['error']}."))
         field = ".".join(str(part) for part in first["loc"] if part != "body")
-        return refusal_response(errors.malformed(f"{field}: {first['msg']}.", field))
+        return refusal_response(errors.malformed(f"{field or 'The body'}: {first['msg']}.", field or None))
+
+    @app.exception_handler(KeyFieldError)
+    async def unfit(request: Request, error: KeyFieldError) -> Response:
+        return refusal_response(errors.malformed(f"{error}.", str(error).split(":", 1)[0]))
+
+    async def away(request: Request, error: Exception) -> Response:
+        return refusal_response(Refusal(errors.GOVERNANCE_UNAVAILABLE, f"{error}."))
+
+    app.add_exception_handler(KeysError, away)
+    app.add_exception_handler(JournalError, away)
 
     async def actor(request: Request) -> str:
         key = keys.lookup(read_head(request.scope["headers"]).secret, "admin")

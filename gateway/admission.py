@@ -1,11 +1,7 @@
 """Admission on one model: decide, route and hold, or say why not."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from policy.port import PolicyUnavailable
-
-from domain.amounts import RESOURCE_INDEX
 from domain.decision import Decision, Obligations
 from domain.ids import uuid7
 from domain.intent import Intent
@@ -18,14 +14,13 @@ from ledger.book import Route
 from ledger.budgets import Subject
 from ledger.holds import Hold, Shortfall
 from ledger.journal import JournalError
+from policy.port import PolicyUnavailable
 from runtime.client import RuntimeClient
 
 US = 1_000_000
-_LIST_COST = RESOURCE_INDEX["list_cost_nusd"]
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """One identified request: its intent, when it arrived and the columns its rows begin with."""
 
     intent: Intent
@@ -33,8 +28,7 @@ class Ask:
     row: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(NamedTuple):
     """A request that may be sent: to which runtime, as which model, up to which output cap per choice."""
 
     ask: Ask
@@ -46,6 +40,7 @@ class Admitted:
     hold: Hold
     degraded: tuple[str, ...]
     admitted_us: int
+    fallbacks: tuple[str, ...]
 
 
 def attempt(of: Governance, ask: Ask, model: str) -> Admitted | Refusal:
@@ -67,8 +62,7 @@ def attempt(of: Governance, ask: Ask, model: str) -> Admitted | Refusal:
     return _hold(of, ask, Choice(decision, offer, runtime, route), now_us)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """What one attempt has settled on before it holds."""
 
     decision: Decision
@@ -88,28 +82,13 @@ def _hold(of: Governance, ask: Ask, choice: Choice, now_us: int) -> Admitted | R
     if isinstance(hold, Shortfall):
         return errors.short_of_budget(hold, now_us // US, decision)
     degraded = _degraded(intent, offer, obligations, hold.cap)
-    held = demand.at(hold.cap)
-    row.update(
-        hold_id=hold_id,
-        decision_id=decision.decision_id,
-        policy_revision=decision.revision,
-        price_version=prices.version,
-        served_model=offer.model,
-        runtime=runtime.spec.id,
-        replica="",
-        held_tokens=held.tokens,
-        held_output_tokens=hold.cap * intent.choices,
-        held_list_cost_nusd=held[_LIST_COST],
-        held_gpu_us=held.gpu_us,
-        degraded=",".join(degraded),
-        cache_domain=obligations.cache_domain,
-    )
+    rows.hold(row, hold, demand, decision, prices.version, offer.model, runtime.spec.id, degraded)
     try:
         of.journal.append("hold", rows.opened(hold, now_us))
     except JournalError as error:
         of.book.void(hold_id)
         return Refusal(errors.GOVERNANCE_UNAVAILABLE, f"The journal cannot be written: {error}.", decision=decision)
-    return Admitted(ask, decision, offer, runtime, prices, route, hold, degraded, now_us)
+    return Admitted(ask, decision, offer, runtime, prices, route, hold, degraded, now_us, obligations.fallback_models)
 
 
 def _subject(intent: Intent, model: str, runtime: RuntimeClient) -> Subject:
@@ -152,10 +131,11 @@ def _forbidden(of: Governance, intent: Intent, decision: Decision) -> Refusal | 
 
 def _degraded(intent: Intent, offer: Offer, obligations: Obligations, cap: int) -> tuple[str, ...]:
     """What the caller gets less of than it asked: each named in `x-bursar-degraded`."""
-    wanted = offer.output_cap(intent.max_output_tokens, intent.input_bound)
-    named = (
-        ("model", offer.model != intent.model),
-        ("max_tokens", cap < wanted),
-        ("tools", not set(intent.tools).isdisjoint(obligations.blocked_tools)),
-    )
-    return tuple(name for name, is_so in named if is_so)
+    degraded = []
+    if offer.model != intent.model:
+        degraded.append("model")
+    if cap < offer.output_cap(intent.max_output_tokens, intent.input_bound):
+        degraded.append("max_tokens")
+    if obligations.blocked_tools and not set(intent.tools).isdisjoint(obligations.blocked_tools):
+        degraded.append("tools")
+    return tuple(degraded)

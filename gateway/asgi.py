@@ -1,8 +1,10 @@
 """The ASGI data plane: identify the caller, read the request, and take it through the flow."""
 
 import asyncio
+import math
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from domain.ids import uuid7
 from domain.intent import Intent, Principal
@@ -13,11 +15,12 @@ from gateway.errors import Refusal
 from gateway.governance import Governance
 from gateway.identity import Head, read_head
 from gateway.keys import Key, KeyStore
-from gateway.live import Live
+from gateway.live import EXTENSION, Connection, Live, LiveCall
 from gateway.pseudonyms import Pseudonyms
 from gateway.replies import App, Message, Receive, Send, send_refusal
 from gateway.requests import ENDPOINTS, Endpoint, read_body, read_intent
 from gateway.traces import traced
+from observability.names import EVENT_HELD
 from observability.tracing import Span, Tracing
 
 
@@ -29,8 +32,7 @@ class BodyBounds:
     timeout_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """One request of a known caller, before its body is read."""
 
     endpoint: Endpoint
@@ -81,13 +83,25 @@ class DataPlane:
             self.of.metrics.unauthenticated(key.value)
             await send_refusal(send, errors.unauthenticated(key.value), request_id, close=True)
             return
-        self.live.in_flight += 1
+        arrival = Arrival(endpoint, head, key.principal, request_id, arrived_us)
+        task = asyncio.current_task()
+        assert task is not None
+        call = LiveCall(task, time.monotonic() + self.body_bounds.timeout_s)
+        connection: Connection = scope["extensions"][EXTENSION]
+        connection.call = call
+        self.live.calls.add(call)
         try:
-            await self._serve(Arrival(endpoint, head, key.principal, request_id, arrived_us), receive, send)
+            await self._serve(arrival, call, receive, send)
+        except asyncio.CancelledError:
+            if not call.stopped:
+                raise
+            task.uncancel()
+            await self._refuse(arrival.unread(), errors.interrupted(call.stopped), send, close=True)
         finally:
-            self.live.in_flight -= 1
+            connection.call = None
+            self.live.calls.discard(call)
 
-    async def _serve(self, arrival: Arrival, receive: Receive, send: Send) -> None:
+    async def _serve(self, arrival: Arrival, call: LiveCall, receive: Receive, send: Send) -> None:
         """Serve a known caller: the request ends as exactly one usage row, whatever happens."""
         live = self.live
         can_serve = live.can_serve()
@@ -103,15 +117,19 @@ class DataPlane:
         if isinstance(ask, Refusal):
             await self._refuse(arrival.unread(body["model"]), ask, send)
             return
-        await self._govern(arrival, ask, body, receive, send)
+        call.deadline_s = math.inf
+        await self._govern(arrival, ask, call, body, send)
 
-    async def _govern(self, arrival: Arrival, ask: Ask, body: dict[str, Any], receive: Receive, send: Send) -> None:
+    async def _govern(self, arrival: Arrival, ask: Ask, call: LiveCall, body: dict[str, Any], send: Send) -> None:
         result = await flow.admit(self.of, ask)
         while isinstance(result, Admitted):
             traceparent = arrival.head.traceparent
-            span = self.tracing.start(traceparent, result.decision.obligations.sample_trace)
-            onward = span.header if span is not None else traceparent
-            refusal = await self.caller.call(arrival.endpoint, result, body, receive, send, onward)
+            span = self.tracing.start(traceparent, result.decision.obligations.sample_trace, arrival.arrived_us)
+            onward = traceparent
+            if span is not None:
+                span.event(EVENT_HELD)
+                onward = span.header
+            refusal = await self.caller.call(arrival.endpoint, result, call, body, send, onward)
             if span is not None:
                 self._end(span, ask, refusal)
             if refusal is None:
@@ -137,29 +155,23 @@ class DataPlane:
     async def _read(self, head: Head, receive: Receive) -> bytes | Refusal:
         """The body, or why it is not read to its end."""
         bytes_max = self.body_bounds.bytes_max
-        if head.content_length is None:
+        if head.content_length < 0:
             return errors.malformed("The content-length header is not a number.", "content-length")
         if head.content_length > bytes_max:
             return errors.too_large(bytes_max)
         parts: list[bytes] = []
         size = 0
-        try:
-            async with asyncio.timeout(self.body_bounds.timeout_s):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return errors.CLIENT_GONE
-                    data: bytes = message.get("body", b"")
-                    if not message.get("more_body"):
-                        return (
-                            b"".join((*parts, data)) if size + len(data) <= bytes_max else errors.too_large(bytes_max)
-                        )
-                    parts.append(data)
-                    size += len(data)
-                    if size > bytes_max:
-                        return errors.too_large(bytes_max)
-        except TimeoutError:
-            return Refusal(errors.REQUEST_TIMEOUT, f"The body did not arrive within {self.body_bounds.timeout_s:g} s.")
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return errors.interrupted("client_left")
+            data: bytes = message.get("body", b"")
+            size += len(data)
+            if size > bytes_max:
+                return errors.too_large(bytes_max)
+            if not message.get("more_body"):
+                return b"".join((*parts, data)) if parts else data
+            parts.append(data)
 
     def _end(self, span: Span, ask: Ask, refusal: Refusal | None) -> None:
         row = self.of.recent.get(ask.intent.request_id) or ask.row

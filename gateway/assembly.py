@@ -75,7 +75,7 @@ def open_book(home: Home, config: Config, pseudonyms: Pseudonyms, now_us: Callab
 
 def writer_directory(home: Home) -> Path:
     """The journal of this home's gateway; a new one has a new name, because the ledger knows writers by theirs."""
-    known = sorted(home.journal.glob(f"{WRITER}-*"))
+    known = sorted(path for path in home.journal.glob(f"{WRITER}-*") if path.is_dir())  # its spare lies beside it
     return known[-1] if known else home.journal / f"{WRITER}-{uuid7()}"
 
 

@@ -14,13 +14,13 @@ from gateway.errors import ErrorKind, Refusal
 from gateway.flow import Outcome
 from gateway.forward import Forwarder
 from gateway.governance import Governance
-from gateway.live import Live, LiveCall
+from gateway.live import LiveCall
 from gateway.metering import Observed
-from gateway.replies import Headers, Receive, Send, governed_headers, send_refusal, send_whole
+from gateway.replies import Headers, Send, governed_headers, send_refusal, send_whole
 from gateway.requests import Endpoint
 from ledger.holds import State
 from runtime.openai.sse import Meter
-from runtime.openai.usage import Report, produced_bytes, read_report
+from runtime.openai.usage import produced_bytes, read_report
 from runtime.port import Garbage, Lost, RuntimeFailure, Unreachable
 
 _JSON = (b"content-type", b"application/json")
@@ -43,10 +43,9 @@ _STOPPED: dict[str, tuple[str, ErrorKind, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What every call of one worker needs: governance, the live calls, and the bounds of an answer."""
+    """What every call of one worker needs: governance, and the bounds of an answer."""
 
     of: Governance
-    live: Live
     forwarder: Forwarder
     event_bytes_max: int
     response_bytes_max: int
@@ -55,8 +54,8 @@ class Caller:
         self,
         endpoint: Endpoint,
         admitted: Admitted,
+        live: LiveCall,
         body: dict[str, Any],
-        receive: Receive,
         send: Send,
         traceparent: bytes | None,
     ) -> Refusal | None:
@@ -64,33 +63,29 @@ class Caller:
 
         A refusal is returned when nothing could be sent: the hold is void and the client has not been answered.
         """
-        return await _Call(self, endpoint, admitted, send).run(body, receive, traceparent)
+        return await _Call(self, endpoint, admitted, live, send).run(body, traceparent)
 
 
 class _Call:
     """One request from its sending to its settlement, whatever happens between."""
 
-    def __init__(self, caller: Caller, endpoint: Endpoint, admitted: Admitted, send: Send) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        deadline_s = time.monotonic() + admitted.runtime.spec.first_byte_timeout_s
+    def __init__(self, caller: Caller, endpoint: Endpoint, admitted: Admitted, live: LiveCall, send: Send) -> None:
         self.caller = caller
         self.of = caller.of
         self.endpoint = endpoint
         self.admitted = admitted
         self.send = send
-        self.task = task
-        self.live = LiveCall(task, admitted.hold, deadline_s)
+        self.live = live
         self.meter: Meter | None = None
         self.response: aiohttp.ClientResponse | None = None
         self.sent = False
         self.started = False
         self.ttft_us = 0
 
-    async def run(self, body: dict[str, Any], receive: Receive, traceparent: bytes | None) -> Refusal | None:
+    async def run(self, body: dict[str, Any], traceparent: bytes | None) -> Refusal | None:
         runtime, live = self.admitted.runtime, self.live
-        watch = asyncio.create_task(_watch(receive, live))
-        self.caller.live.calls.add(live)
+        live.hold, live.on_client = self.admitted.hold, False
+        live.deadline_s = time.monotonic() + runtime.spec.first_byte_timeout_s
         runtime.in_flight += 1
         try:
             self.response = await self._send(body, traceparent)
@@ -104,7 +99,7 @@ class _Call:
         except asyncio.CancelledError:
             if not live.stopped:
                 raise
-            self.task.uncancel()
+            live.task.uncancel()
             await self._drain()
             await self._stop(*_STOPPED[live.stopped])
         finally:
@@ -112,8 +107,6 @@ class _Call:
                 self._settle(self._seen(is_complete=False), "cut", errors.CLIENT_LEFT)
             if self.response is not None:
                 self.response.close()
-            watch.cancel()
-            self.caller.live.calls.discard(live)
             runtime.in_flight -= 1
         return None
 
@@ -238,14 +231,14 @@ class _Call:
 
     def _seen(self, *, is_complete: bool) -> Observed:
         meter = self.meter
-        report: Report | None = None
-        if meter is not None:
-            try:
-                report = meter.report
-            except Garbage:
-                is_complete = False
-        produced = meter.produced if meter is not None else 0
-        return Observed(self.sent, is_complete, streamed=meter is not None, report=report, produced=produced)
+        if meter is None:
+            return Observed(self.sent, is_complete)
+        try:
+            report = meter.report
+        except Garbage:
+            # Output that came with reports was not counted otherwise, so nothing is known of how much it was.
+            return Observed(self.sent)
+        return Observed(self.sent, is_complete, streamed=True, report=report, produced=meter.produced)
 
     def _settle(self, seen: Observed, status: str, kind: ErrorKind | None = None) -> None:
         """Settle once; later calls for the same hold change nothing."""
@@ -270,13 +263,6 @@ class _Call:
 
     def _headers(self) -> Headers:
         return governed_headers(self.admitted, self.of.now_us() // _US)
-
-
-async def _watch(receive: Receive, live: LiveCall) -> None:
-    """Wait for the client to leave; more of a body that was already read cannot come."""
-    while (await receive())["type"] != "http.disconnect":
-        continue
-    live.stop("client_left")
 
 
 def _shown(body: dict[str, Any]) -> tuple[bool, bool]:

@@ -134,5 +134,9 @@ def _offer(model: Model, loaded: LoadedConfig, clients: Mapping[str, RuntimeClie
 def _counter(model: Model, loaded: LoadedConfig) -> Callable[[str], int]:
     if model.tokenizer is None:
         return count_bytes
-    tokenizer = Tokenizer.from_file(os.fspath(loaded.path.parent / model.tokenizer))
+    path = loaded.path.parent / model.tokenizer
+    try:
+        tokenizer = Tokenizer.from_file(os.fspath(path))
+    except Exception as error:
+        raise Unready(f"model {model.id}: the tokenizer {path} cannot be read: {error}") from error
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

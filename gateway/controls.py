@@ -26,11 +26,19 @@ class UnknownBudget(LookupError):
 class Controls:
     """Grants and keys over one book, journal and key store."""
 
-    def __init__(self, book: Book, journal: Journal, keys: KeyStore, now_us: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        book: Book,
+        journal: Journal,
+        keys: KeyStore,
+        now_us: Callable[[], int],
+        on_key: Callable[[], None] = lambda: None,
+    ) -> None:
         self._book = book
         self._journal = journal
         self._keys = keys
         self._now_us = now_us
+        self._on_key = on_key
 
     def grant(self, *, budget: str, amount: int, ttl_s: int, counter: str, reason: str, actor: str) -> dict[str, Any]:
         """Raise a budget's limit by an amount until it expires; raises UnknownBudget."""
@@ -59,6 +67,7 @@ class Controls:
         """Make a key; its secret is in the answer and nowhere else."""
         expires_at = None if ttl_s is None else self._now_us() // US + ttl_s
         key, secret = self._keys.create(org, team, app, user, tuple(roles), clearance, expires_at, kind)
+        self._on_key()
         self.record("key_created", actor, key.key_id, detail=views.key_view(key))
         return {**views.key_view(key), "secret": secret}
 

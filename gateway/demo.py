@@ -55,7 +55,8 @@ def show(home: Home, run: dict[str, Any], console: Console) -> None:
 def curl(url: str, secret: str) -> str:
     """One request to try by hand."""
     body = '{"model": "sim-small", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16}'
-    return f"curl -s {url}/chat/completions -H 'Authorization: Bearer {secret}' -H 'Content-Type: application/json' -d '{body}'"
+    headers = f"-H 'Authorization: Bearer {secret}' -H 'Content-Type: application/json'"
+    return f"curl -s {url}/chat/completions {headers} -d '{body}'"
 
 
 def _secret(home: Home, admin: Admin, team: str) -> str:

@@ -32,6 +32,7 @@ HEADERS_TOO_LARGE = ErrorKind(431, "invalid_request_error", "headers_too_large")
 INSUFFICIENT_QUOTA = ErrorKind(429, "insufficient_quota", "insufficient_quota")
 RATE_LIMIT_EXCEEDED = ErrorKind(429, "requests", "rate_limit_exceeded", retryable=True)
 CLIENT_LEFT = ErrorKind(499, "client_left", "client_left")
+INTERNAL_ERROR = ErrorKind(500, "internal_error", "internal_error")
 UPSTREAM_ERROR = ErrorKind(502, "upstream_error", "upstream_error")
 UPSTREAM_TIMEOUT = ErrorKind(504, "upstream_error", "upstream_timeout")
 OVERLOADED = ErrorKind(503, "overloaded", "overloaded", retryable=True)
@@ -123,7 +124,13 @@ def denied(decision: Decision) -> Refusal:
     return Refusal(POLICY_DENIED, message, detail=detail, decision=decision)
 
 
-CLIENT_GONE = Refusal(CLIENT_LEFT, "The client left before its request was read.")
+def interrupted(why: str) -> Refusal:
+    """A request stopped before anything was sent to a runtime; `why` is that of a live call."""
+    if why == "client_left":
+        return Refusal(CLIENT_LEFT, "The client left before its request was answered.")
+    if why == "client_stalled":
+        return Refusal(REQUEST_TIMEOUT, "The body did not arrive in time.")
+    return overloaded(is_draining=True)
 
 
 def unauthenticated(reason: str) -> Refusal:

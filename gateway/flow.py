@@ -4,12 +4,12 @@
 takes what it saw to a row in the journal. Each data plane is a thin shell around these two halves.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from domain.usage import NOTHING
 from gateway import metering, rows
 from gateway.admission import Admitted, Ask, attempt
-from gateway.errors import RATE_LIMIT_EXCEEDED, Refusal
+from gateway.errors import RATE_LIMIT_EXCEEDED, UPSTREAM_ERROR, Refusal
 from gateway.governance import Governance
 from gateway.metering import Observed
 from ledger.book import Settlement
@@ -18,8 +18,7 @@ from observability.metrics import NO_RUNTIME
 FALLBACKS_MAX = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a call ended: `status` is `ok`, `failed` or `cut`; `ttft_us` counts from arrival, 0 when nothing came."""
 
     seen: Observed
@@ -42,15 +41,16 @@ async def admit(of: Governance, ask: Ask) -> Admitted | Refusal:
 
 def fall_back(of: Governance, ask: Ask, failed: Admitted, refusal: Refusal) -> Admitted | Refusal:
     """Admit on the fallbacks after the model whose runtime could not be reached; `refusal` when none is left."""
-    models = failed.decision.obligations.fallback_models[:FALLBACKS_MAX]
-    if failed.offer.model in models:
-        models = models[models.index(failed.offer.model) + 1 :]
-    return _first_admitted(of, ask, models) or refusal
+    return _first_admitted(of, ask, failed.fallbacks[:FALLBACKS_MAX]) or refusal
 
 
 def _first_admitted(of: Governance, ask: Ask, models: tuple[str, ...]) -> Admitted | None:
-    attempts = (attempt(of, ask, model) for model in models)
-    return next((result for result in attempts if isinstance(result, Admitted)), None)
+    """The first of these models that admits; what may still stand in for it is only what follows it here."""
+    for place, model in enumerate(models, start=1):
+        result = attempt(of, ask, model)
+        if isinstance(result, Admitted):
+            return result._replace(fallbacks=models[place:])
+    return None
 
 
 async def _waited(of: Governance, ask: Ask, refusal: Refusal) -> bool:
@@ -106,8 +106,8 @@ def refuse(of: Governance, ask: Ask, refusal: Refusal) -> None:
     now_us = of.now_us()
     duration_us = now_us - ask.arrived_us
     of.record_usage(rows.refused(ask.row, refusal, duration_us, now_us))
-    row = ask.row
+    row, status = ask.row, "failed" if refusal.kind.status == UPSTREAM_ERROR.status else "refused"
     of.metrics.refused(refusal.kind.code)
     of.metrics.settled(
-        row["endpoint"], row["model"], row["team"], "refused", NOTHING, 0, 0, NO_RUNTIME, duration_us, 0, duration_us
+        row["endpoint"], row["model"], row["team"], status, NOTHING, 0, 0, NO_RUNTIME, duration_us, 0, duration_us
     )

@@ -5,12 +5,12 @@ from typing import Any
 
 import orjson
 
-from domain.intent import Intent
+from domain.intent import Intent, Principal
 from gateway.admission import Admitted
 from gateway.fields import OWNED
 from gateway.requests import tool_name
 
-_CAPS = ("max_completion_tokens", "max_tokens")
+_SALTS_MAX = 10_000
 
 
 class Forwarder:
@@ -18,11 +18,14 @@ class Forwarder:
 
     def __init__(self, salt_key: bytes) -> None:
         self._salt_key = salt_key
+        self._salts: dict[tuple[str, str, str, str, str], str] = {}
 
     def body(self, admitted: Admitted, asked: dict[str, Any]) -> bytes:
         """The body to send: what was asked, with the fields that Bursar sets."""
         intent, obligations = admitted.ask.intent, admitted.decision.obligations
-        body = {name: value for name, value in asked.items() if name not in OWNED}
+        body = asked.copy()
+        for name in OWNED & asked.keys():
+            del body[name]
         body["model"] = admitted.offer.upstream_model
         if admitted.hold.cap:
             _cap(body, admitted.hold.cap)
@@ -55,6 +58,15 @@ class Forwarder:
 
     def _salt(self, intent: Intent, domain: str) -> str:
         principal = intent.principal
+        key = (domain, principal.org, principal.team, principal.app, intent.cache_salt)
+        salt = self._salts.get(key)
+        if salt is None:
+            if len(self._salts) >= _SALTS_MAX:
+                self._salts.clear()
+            salt = self._salts[key] = self._make_salt(principal, domain, intent.cache_salt)
+        return salt
+
+    def _make_salt(self, principal: Principal, domain: str, own_salt: str) -> str:
         members = {
             "app": (principal.org, principal.team, principal.app),
             "team": (principal.org, principal.team),
@@ -62,14 +74,17 @@ class Forwarder:
             "shared": (),
         }[domain]
         # JSON keeps the parts apart, so no two domains can spell the same message.
-        message = orjson.dumps([domain, members, intent.cache_salt])
+        message = orjson.dumps([domain, members, own_salt])
         return hmac.digest(self._salt_key, message, "sha256").hex()[:32]
 
 
 def _cap(body: dict[str, Any], cap: int) -> None:
-    named = [name for name in _CAPS if body.get(name) is not None] or ["max_tokens"]
-    for name in named:
-        body[name] = cap
+    if body.get("max_completion_tokens") is not None:
+        body["max_completion_tokens"] = cap
+        if body.get("max_tokens") is not None:
+            body["max_tokens"] = cap
+    else:
+        body["max_tokens"] = cap
     least = body.get("min_tokens")
     if isinstance(least, int) and least > cap:
         body["min_tokens"] = cap

@@ -5,9 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from policy.decider import Decider
-from policy.port import PolicyInput
-
 from domain.decision import Decision
 from domain.ids import uuid7
 from domain.intent import Intent
@@ -19,6 +16,8 @@ from gateway.webhooks import Webhooks
 from ledger.book import Book, Headroom, Settlement
 from ledger.journal import Journal
 from observability.metrics import Metrics
+from policy.decider import Decider
+from policy.port import PolicyInput
 
 
 def system_now_us() -> int:

@@ -1,4 +1,4 @@
-"""Identity: from the headers of a request to the key that its caller holds, and what else they say."""
+"""Identity: what the headers of a request say of its caller."""
 
 from typing import NamedTuple
 
@@ -6,42 +6,43 @@ from domain.intent import NO_RUN, Run
 
 _BEARER = b"bearer "
 ID_CHARS_MAX = 128
+_LENGTH_DIGITS_MAX = 18
 
 
 class Head(NamedTuple):
-    """What Bursar reads of a request's headers; absent ones are empty."""
+    """What Bursar reads of a request's headers; absent ones are empty, and an unreadable content length is -1."""
 
-    secret: bytes = b""
-    content_length: int | None = 0
-    traceparent: bytes | None = None
-    request_id: str = ""
-    run: Run = NO_RUN
+    secret: bytes
+    content_length: int
+    traceparent: bytes | None
+    request_id: str
+    run: Run
 
 
 def read_head(headers: list[tuple[bytes, bytes]]) -> Head:
-    """Read the headers once; an unreadable content length is None."""
-    found = {name: value for name, value in headers if name in _READ}
-    secret = found.get(b"x-api-key", b"")
-    authorization = found.get(b"authorization")
-    if authorization is not None and authorization[:7].lower() == _BEARER:
-        secret = authorization[7:].strip()
-    length = found.get(b"content-length")
-    run_id = found.get(b"x-bursar-run")
-    return Head(
-        secret,
-        0 if length is None else int(length) if length.isdigit() and len(length) < 19 else None,
-        found.get(b"traceparent"),
-        _text(found.get(b"x-request-id")),
-        Run(run_id=_text(run_id)) if run_id else NO_RUN,
-    )
+    """Read the headers once."""
+    secret = key = b""
+    length = 0
+    traceparent = None
+    request_id = run_id = ""
+    for name, value in headers:
+        if name == b"authorization":
+            if value[:7].lower() == _BEARER:
+                secret = value[7:].strip()
+        elif name == b"content-length":
+            length = int(value) if value.isdigit() and len(value) <= _LENGTH_DIGITS_MAX else -1
+        elif name == b"x-api-key":
+            key = value
+        elif name == b"traceparent":
+            traceparent = value
+        elif name == b"x-request-id":
+            request_id = _text(value)
+        elif name == b"x-bursar-run":
+            run_id = _text(value)
+    return Head(secret or key, length, traceparent, request_id, Run(run_id) if run_id else NO_RUN)
 
 
-_READ = frozenset((b"authorization", b"x-api-key", b"content-length", b"traceparent", b"x-request-id", b"x-bursar-run"))
-
-
-def _text(value: bytes | None) -> str:
-    """A header's value, cut to what a column takes; bytes that are not printable ASCII are replaced."""
-    if not value:
-        return ""
+def _text(value: bytes) -> str:
+    """A header's value, cut to what a column takes; bytes that are not printable ASCII are escaped."""
     text = value[:ID_CHARS_MAX].decode("ascii", "replace")
     return text if text.isprintable() else ascii(text)

@@ -1,44 +1,53 @@
-"""Live calls: every request now at a runtime, with the time by which it must have moved and the hold it keeps alive."""
+"""Live calls: every request of a known caller, by when it must have moved, and the hold it keeps alive."""
 
 import asyncio
 import time
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ledger.holds import Hold
+
+# The key of an ASGI scope's extensions under which the server's protocol offers the connection of a request.
+EXTENSION = "bursar.connection"
 
 
 @dataclass(slots=True, eq=False)
 class LiveCall:
-    """One call in progress; `deadline_s` is monotonic, `stopped` says why it was interrupted.
+    """One request in progress; `deadline_s` is monotonic, `stopped` says why it was interrupted.
 
-    `on_client` is true while the gateway waits for the client to take what was sent to it.
+    `on_client` is true while the gateway waits for the client: for its body, or to take what was sent to it.
     """
 
     task: asyncio.Task[None]
-    hold: Hold
     deadline_s: float
+    hold: Hold | None = None
     stopped: str = ""
-    on_client: bool = False
+    on_client: bool = True
 
     def stop(self, why: str) -> None:
-        """Interrupt the call; the first reason stays."""
+        """Interrupt the request; the first reason stays."""
         if not self.stopped:
             self.stopped = why
             self.task.cancel()
 
 
+class Connection(Protocol):
+    """A client's connection, which interrupts the call it carries when the client leaves."""
+
+    call: LiveCall | None
+
+
 @dataclass(slots=True)
 class Live:
-    """The calls of one worker; `in_flight_max` bounds the requests between arrival and answer, read bodies included."""
+    """The requests of one worker; `in_flight_max` bounds them."""
 
     in_flight_max: int
-    in_flight: int = 0
     is_draining: bool = False
     calls: set[LiveCall] = field(default_factory=set)
 
     def can_serve(self) -> bool:
-        """Whether the request that has just been counted may go on."""
-        return not self.is_draining and self.in_flight <= self.in_flight_max
+        """Whether the request that has just been added may go on."""
+        return not self.is_draining and len(self.calls) <= self.in_flight_max
 
     def stop_overdue(self) -> None:
         """Interrupt every call whose runtime, or client, has not moved in time."""

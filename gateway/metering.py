@@ -4,7 +4,7 @@ What was not seen is never refunded: an answer that stopped before its first usa
 the output it produced, one that stopped after it is charged the report and the steps in flight.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from domain.amounts import Amounts
 from domain.prices import GpuRate, Prices
@@ -16,8 +16,7 @@ from runtime.openai.usage import Report
 STEPS_IN_FLIGHT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
+class Observed(NamedTuple):
     """What was seen of one call: `sent` is False while nothing reached the runtime.
 
     `is_complete` says that the answer came to its own end, `is_error` that it was a complete error response, and

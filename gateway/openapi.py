@@ -104,7 +104,7 @@ def _refusals(which: dict[str, str]) -> dict[str, Any]:
 def _post(summary: str, schema: dict[str, Any], *, streams: bool) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}
     return {
         "post": {
             "summary": summary,
@@ -130,7 +130,8 @@ def _get(
     }
     if is_open:
         operation["security"] = []
-        operation["responses"]["503"] = {"description": "Not ready.", "content": {"application/json": {"schema": {"type": "object"}}}}
+        unready = {"application/json": {"schema": {"type": "object"}}}
+        operation["responses"]["503"] = {"description": "Not ready.", "content": unready}
     if parameter is not None:
         operation["parameters"] = [{"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}]
     return {"get": operation}

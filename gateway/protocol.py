@@ -8,6 +8,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway import errors
 from gateway.errors import ErrorKind, Refusal
+from gateway.live import EXTENSION, LiveCall
+
+
+class HeadRefused(Exception):
+    """Leaves the HTTP parser from inside one of its callbacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +27,24 @@ class HeadBounds:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Counts what arrives before the headers are complete; refuses what is over the bounds, reads no more and closes."""
+    """Bounds the head of each request; one that is over is refused, and no more of its connection is read.
+
+    It also tells the call that a connection carries when its client leaves.
+    """
 
     bounds: ClassVar[HeadBounds]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._raw_bytes = 0
-        self._header_bytes = 0
+        self.call: LiveCall | None = None
+        self._head_bytes = 0
+        self._body: bytearray | None = None
+        self._body_bytes = 0
+        self._idle_bytes = 0
         self._is_head = True
         self._refused = False
         self._head_timer: asyncio.TimerHandle | None = None
+        self._extensions: dict[str, Any] = {EXTENSION: self}
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -43,54 +55,69 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        if self.call is not None:
+            self.call.stop("client_left")
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        if self._is_head:
+            self._head_bytes += len(data)
         super().data_received(data)
-        if self._is_head and not self._refused and not self.transport.is_closing():
-            self._raw_bytes += len(data)
-            if self._raw_bytes > self.bounds.bytes_max + self.bounds.url_bytes_max:
-                self._refuse(errors.HEADERS_TOO_LARGE, f"The headers are larger than {self.bounds.bytes_max} bytes.")
-            elif self._head_timer is None:
-                self._head_timer = self.loop.call_later(self.bounds.timeout_s, self._late)
+        if self._refused or self.transport.is_closing():
+            return
+        if not self._is_head:
+            self._check_body(len(data))
+        elif self._head_bytes > self.bounds.bytes_max + self.bounds.url_bytes_max:
+            self._refuse(errors.HEADERS_TOO_LARGE, f"The headers are larger than {self.bounds.bytes_max} bytes.")
+        elif self._head_bytes and self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.bounds.timeout_s, self._late)
+
+    def on_headers_complete(self) -> None:
+        self._is_head = False
+        self._stop_timer()
+        if self._head_bytes > self.bounds.url_bytes_max or len(self.headers) > self.bounds.headers_max:
+            self._check_head()
+        self._head_bytes = 0
+        self.scope["extensions"] = self._extensions
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._is_head = True
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.more_body and self.cycle.response_complete:
+            self.transport.close()  # the answer did not need the rest of the body, which could be endless
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(errors.INVALID_REQUEST, msg)
 
-    def on_message_begin(self) -> None:
-        self._is_head = True
-        super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        if len(self.url) > self.bounds.url_bytes_max:
-            self._refuse(errors.URL_TOO_LONG, f"The URL is longer than {self.bounds.url_bytes_max} bytes.")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._refused:
-            return
-        super().on_header(name, value)
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > self.bounds.bytes_max or len(self.headers) > self.bounds.headers_max:
-            most = f"{self.bounds.headers_max} headers of {self.bounds.bytes_max} bytes together"
+    def _check_head(self) -> None:
+        """The head may be over a bound: measure it. Raising ends the parser, which sees no more of the connection."""
+        bounds = self.bounds
+        if len(self.url) > bounds.url_bytes_max:
+            self._refuse(errors.URL_TOO_LONG, f"The URL is longer than {bounds.url_bytes_max} bytes.")
+            raise HeadRefused
+        if (
+            len(self.headers) > bounds.headers_max
+            or sum(len(name) + len(value) for name, value in self.headers) > bounds.bytes_max
+        ):
+            most = f"{bounds.headers_max} headers of {bounds.bytes_max} bytes together"
             self._refuse(errors.HEADERS_TOO_LARGE, f"There are more than {most}.")
+            raise HeadRefused
 
-    def on_headers_complete(self) -> None:
-        self._is_head = False
-        self._raw_bytes = self._header_bytes = 0
-        self._stop_timer()
-        if not self._refused:
-            super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        if not self._refused:
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        if not self._refused:
-            super().on_message_complete()
+    def _check_body(self, size: int) -> None:
+        """Chunk extensions and trailers are no body: what comes without making the body grow is bounded as a head is."""
+        body = self.cycle.body
+        if body is not self._body or len(body) != self._body_bytes:
+            self._body, self._body_bytes, self._idle_bytes = body, len(body), 0
+            return
+        self._idle_bytes += size
+        if self._idle_bytes > self.bounds.bytes_max:
+            self._refuse(errors.HEADERS_TOO_LARGE, f"The trailers are larger than {self.bounds.bytes_max} bytes.")
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:
@@ -98,7 +125,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_timer = None
 
     def _late(self) -> None:
-        if self._raw_bytes:
+        if self._head_bytes:
             self._refuse(errors.REQUEST_TIMEOUT, f"The headers did not arrive within {self.bounds.timeout_s:g} s.")
         else:
             self.transport.close()

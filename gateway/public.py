@@ -4,7 +4,7 @@ Everything but the four of `UNAUTHENTICATED` asks for a key.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
@@ -20,6 +20,8 @@ from gateway.identity import read_head
 from gateway.keys import Key, KeyStore
 from gateway.live import Live
 from gateway.pseudonyms import Pseudonyms
+from gateway.requests import ENDPOINTS
+from gateway.rows import ABSENT
 from ledger.book import Headroom
 from ledger.client import LedgerClient, LedgerUnavailable, QueryFailed
 from observability.metrics import CONTENT_TYPE
@@ -28,6 +30,7 @@ from policy.port import PolicyUnavailable
 UNAUTHENTICATED = ("/healthz", "/readyz", "/metrics", "/openapi.json")
 US = 1_000_000
 _CLEAR = Headroom("ok", "", ())
+_OTHER_METHODS = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _KINDS: dict[int, ErrorKind] = {404: errors.UNKNOWN_ROUTE, 405: errors.METHOD_NOT_ALLOWED}
 _USAGE_SQL = """
 SELECT * FROM usage
@@ -44,16 +47,16 @@ class Refused(Exception):
         self.refusal = refusal
 
 
-def refusal_response(refusal: Refusal) -> Response:
-    """A refusal as a response of FastAPI's."""
+def refusal_response(refusal: Refusal, extra: Mapping[str, str] | None = None) -> Response:
+    """A refusal as a response of FastAPI's, with `extra` headers."""
     body = refusal.body()
     headers = {name.decode(): value.decode() for name, value in refusal.headers(len(body))}
-    return Response(body, refusal.kind.status, {**headers, "x-request-id": uuid7()})
+    return Response(body, refusal.kind.status, {**headers, "x-request-id": uuid7(), **(extra or {})})
 
 
 def plain_app(title: str) -> FastAPI:
     """A FastAPI application that says its errors as the error table does."""
-    app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
@@ -62,7 +65,11 @@ def plain_app(title: str) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> Response:
         kind = _KINDS.get(error.status_code, errors.INVALID_REQUEST._replace(status=error.status_code))
-        return refusal_response(Refusal(kind, f"{request.method} {request.url.path}: {error.detail}."))
+        return refusal_response(Refusal(kind, f"{request.method} {request.url.path}: {error.detail}."), error.headers)
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> Response:
+        return refusal_response(Refusal(errors.INTERNAL_ERROR, "The gateway failed on this request; its log says how."))
 
     return app
 
@@ -133,8 +140,14 @@ def public_app(
         if row is None or (row["org"], row["team"], row["app"]) != principal[:3]:
             message = f"No request {request_id!r} of yours is known; a row reaches the ledger within seconds."
             raise Refused(Refusal(errors.USAGE_NOT_FOUND, message))
-        return {"object": "usage", **row}
+        return {"object": "usage", **ABSENT, **row}
 
+    async def not_post(request: Request) -> Response:
+        refusal = Refusal(errors.METHOD_NOT_ALLOWED, f"{request.method} {request.url.path}: send a POST.")
+        return refusal_response(refusal, {"allow": "POST"})
+
+    for path in ENDPOINTS:
+        app.add_route(path, not_post, methods=_OTHER_METHODS, include_in_schema=False)
     return app
 
 

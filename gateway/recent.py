@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from typing import Any
 
-RECENT_MAX = 10_000
+RECENT_MAX = 2_000
 
 
 class Recent:

@@ -14,7 +14,6 @@ Receive = Callable[[], Awaitable[Message]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-_LIMITS = (("requests", b"requests"), ("tokens", b"tokens"))
 
 
 async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:
@@ -51,10 +50,13 @@ def governed_headers(admitted: Admitted, now_s: int) -> Headers:
 
 
 def budget_headers(route: Route, now_s: int) -> Headers:
-    """`x-bursar-budget` names the hard counter with the smallest part left; `x-ratelimit-*` are OpenAI's."""
+    """`x-bursar-budget` names the hard counter with the smallest part left; `x-ratelimit-*` are OpenAI's.
+
+    Of several counters of requests, or of tokens, the one with the fewest left speaks for all.
+    """
     tightest: Counter | None = None
     least = 2.0
-    headers: Headers = []
+    limits: dict[str, Counter] = {}
     for counter, _, hard in route.counters:
         if not hard:
             continue
@@ -63,13 +65,19 @@ def budget_headers(route: Route, now_s: int) -> Headers:
         if part < least:
             tightest, least = counter, part
         resource = counter.budget.resource
-        if resource == "requests" or resource == "tokens":
-            name = resource.encode()
-            headers += (
-                (b"x-ratelimit-limit-" + name, b"%d" % counter.limit),
-                (b"x-ratelimit-remaining-" + name, b"%d" % max(0, left)),
-                (b"x-ratelimit-reset-" + name, b"%ds" % max(0, counter.turns_s - now_s)),
-            )
+        if (resource == "requests" or resource == "tokens") and (
+            resource not in limits or left < limits[resource].available
+        ):
+            limits[resource] = counter
+    headers: Headers = []
+    for resource, counter in limits.items():
+        name = resource.encode()
+        headers += (
+            (b"x-ratelimit-limit-" + name, b"%d" % counter.limit),
+            (b"x-ratelimit-remaining-" + name, b"%d" % max(0, counter.available)),
+        )
+        if counter.budget.window.kind != "total":
+            headers.append((b"x-ratelimit-reset-" + name, b"%ds" % max(0, counter.turns_s - now_s)))
     if tightest is not None:
         value = f"{tightest.budget.id};remaining={max(0, tightest.available)};resource={tightest.budget.resource}"
         headers.append((b"x-bursar-budget", value.encode()))

@@ -12,6 +12,8 @@ from gateway.errors import INVALID_REQUEST, Refusal, malformed
 
 TOOLS_MAX = 512
 NAME_CHARS_MAX = 256
+# What is read must be written again for the runtime, and orjson writes no more levels than this.
+LEVELS_MAX = 254
 
 
 class Endpoint(NamedTuple):
@@ -37,10 +39,20 @@ def read_body(data: bytes) -> dict[str, Any] | Refusal:
         return malformed(f"The body is not valid JSON: {error}")
     if not isinstance(body, dict):
         return malformed("The body must be a JSON object.")
+    if data.count(b"[") + data.count(b"{") > LEVELS_MAX and not _can_be_written(body):
+        return malformed(f"The body's JSON is nested more than {LEVELS_MAX} levels deep.")
     model = body.get("model")
     if not isinstance(model, str) or not 0 < len(model) <= NAME_CHARS_MAX:
         return malformed(f"model must be a string of 1 to {NAME_CHARS_MAX} characters.", "model")
     return body
+
+
+def _can_be_written(body: dict[str, Any]) -> bool:
+    try:
+        orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        return False
+    return True
 
 
 def read_intent(

@@ -43,6 +43,7 @@ def server(app: App, bounds: HeadBounds, *, idle_timeout_s: float, drain_timeout
         "access_log": False,
         "log_config": None,
         "server_header": False,
+        "proxy_headers": False,
         "date_header": False,
         "backlog": BACKLOG,
         "timeout_keep_alive": int(idle_timeout_s),

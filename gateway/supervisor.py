@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -32,16 +33,21 @@ class StartFailed(RuntimeError):
 
 @dataclass(slots=True)
 class Part:
-    """One supervised process; it is ready when its run file names it."""
+    """One supervised process; it is ready when its run file names it.
+
+    `pins` are options with the key of the run file whose value they take at a restart: whoever knows the process by its
+    port finds it there again.
+    """
 
     name: str
-    argv: Sequence[str]
+    argv: list[str]
     log_path: Path
+    pins: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     started_s: float = 0.0
     pause_s: float = 0.0
     restart_at_s: float = 0.0
-    restarts: int = field(default=0)
+    restarts: int = 0
 
     def start(self) -> None:
         """Start the process with its output going to its log; signals of the terminal reach the supervisor only."""
@@ -50,6 +56,11 @@ class Part:
                 self.argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
         self.started_s = time.monotonic()
+
+    def pin(self, run: Mapping[str, Any]) -> None:
+        """Keep, for restarts, what the process chose at its first start; the last of an option's values counts."""
+        for option, key in self.pins.items():
+            self.argv += [option, str(run[key])]
 
     def has_died(self) -> bool:
         return self.process is not None and self.process.poll() is not None
@@ -76,7 +87,13 @@ class Supervisor:
         self._stopping = False
 
     def start(self) -> None:
-        """Start every part and wait until each is ready; raises StartFailed with the end of its log."""
+        """Start every part and wait until each is ready; raises StartFailed with the end of its log.
+
+        From here on SIGTERM and SIGINT ask for a stop and SIGHUP goes to the gateway.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.request_stop())
+        signal.signal(signal.SIGHUP, lambda *_: self._forward(signal.SIGHUP))
         for part in self.parts:
             self.home.remove_run(part.name)
             part.start()
@@ -85,9 +102,6 @@ class Supervisor:
 
     def watch(self, until: Callable[[], bool] = lambda: False) -> None:
         """Start again what dies, until told to stop or `until` says so."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.request_stop())
-        signal.signal(signal.SIGHUP, lambda *_: self._forward(signal.SIGHUP))
         while not self._stopping and not until():
             for part in self.parts:
                 self._revive(part)
@@ -124,12 +138,13 @@ class Supervisor:
 
     def _await_ready(self, part: Part) -> None:
         deadline_s = time.monotonic() + READY_TIMEOUT_S
-        while self.home.read_run(part.name) is None:  # written once it listens
+        while (run := self.home.read_run(part.name)) is None:  # written once it listens
             if part.has_died() or time.monotonic() > deadline_s:
                 raise StartFailed(f"{part.name} did not start:\n{tail(part.log_path)}")
             if self._stopping:
                 raise StartFailed("stopped while starting")
             time.sleep(_POLL_S)
+        part.pin(run)
 
 
 def parts_of(config: Config, config_path: Path, home: Home, overrides: Sequence[str]) -> list[Part]:
@@ -152,6 +167,7 @@ def parts_of(config: Config, config_path: Path, home: Home, overrides: Sequence[
         "gateway",
         [python, "-m", "gateway", "serve", "--home", str(home.path), "--config", str(config_path), *overrides],
         logs / "gateway.log",
+        {"--port": "port", "--admin-port": "admin_port"},
     )
     return [ledger, *sims, gateway]
 
@@ -163,7 +179,7 @@ def _sim(runtime: Runtime, config: Config, home: Home) -> Part:
     argv += ["--model", ",".join(dict.fromkeys(models))]
     for knob, value in (runtime.sim.model_dump(exclude_none=True) if runtime.sim else {}).items():
         argv += [f"--{knob.replace('_', '-')}", str(value)]
-    return Part(name, argv, home.logs / f"{name}.log")
+    return Part(name, argv, home.logs / f"{name}.log", {"--port": "port"})
 
 
 def tail(path: Path, lines: int = 20) -> str:

@@ -6,7 +6,7 @@ from domain.usage import Usage
 from gateway import rows
 from gateway.governance import Governance
 from gateway.live import Live
-from ledger.holds import Hold
+from ledger.holds import Hold, State
 
 PERIOD_S = 0.5
 US = 1_000_000
@@ -34,15 +34,16 @@ def renew(of: Governance, live: Live, now_us: int) -> None:
     """Renew the holds of live calls of which a third of the TTL has passed."""
     due_us = now_us + of.hold_ttl_s * US * 2 // 3
     for call in live.calls:
-        if call.hold.expires_at_us <= due_us and call.hold.hold_id in of.book.holds:
-            of.book.renew(call.hold.hold_id, now_us, of.hold_ttl_s)
-            of.journal.append("hold", rows.moved(call.hold, "renewed", now_us))
+        hold = call.hold
+        if hold is not None and hold.expires_at_us <= due_us and hold.state is State.OPEN:
+            of.book.renew(hold.hold_id, now_us, of.hold_ttl_s)
+            of.journal.append("hold", rows.moved(hold, "renewed", now_us))
 
 
 def expire(of: Governance, live: Live, now_us: int) -> None:
     """Charge in full the holds whose time is up and whose owner is gone, as after a kill."""
     due = [hold for hold in of.book.holds.values() if hold.expires_at_us <= now_us]
-    owned = {call.hold.hold_id for call in live.calls} if due else set()
+    owned = {call.hold.hold_id for call in live.calls if call.hold is not None} if due else set()
     for hold in due:
         if hold.hold_id in owned:
             continue

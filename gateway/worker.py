@@ -25,7 +25,8 @@ from gateway.pseudonyms import Pseudonyms
 from gateway.public import public_app
 from gateway.server import Server, bind, server
 from gateway.sweep import sweep_forever
-from ledger.client import running
+from ledger.client import LedgerUnavailable, QueryFailed, running
+from observability import names
 from observability.metrics import Metrics
 from observability.tracing import Tracing
 from policy.decider import load_engine
@@ -34,6 +35,7 @@ from runtime.client import RuntimeClient
 
 log = structlog.get_logger("gateway")
 US = 1_000_000
+LEDGER_PERIOD_S = 5.0
 # Read once at start; a reload names those of them that changed instead of pretending.
 FIXED = ("listen", "limits", "book", "ledger", "telemetry", "webhooks", "policy.cache_max")
 
@@ -55,6 +57,8 @@ class Worker:
         self.metrics = Metrics()
         self.tracing = Tracing(telemetry.trace_sample, telemetry.otlp_endpoint, console=telemetry.console)
         self.clients: dict[str, RuntimeClient] = {}
+        self.ledger_lag_rows = 0
+        self.reloading = asyncio.Lock()
         self.retiring: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -66,7 +70,7 @@ class Worker:
             self.clients = await assembly.open_clients(self.loaded, self.sim_urls, self.environ, {})
             of = assembly.governance_of(opened, self.home, self.loaded, self.clients, self.metrics)
             self._label(of)
-            controls = Controls(of.book, of.journal, self.keys, of.now_us)
+            controls = Controls(of.book, of.journal, self.keys, of.now_us, lambda: self._label(of))
             ensure_admin(self.home, self.keys, controls)
             controls.record("config_applied", "start", str(self.loaded.path), digest=self.loaded.digest)
             log.info("started", ownerless_holds=opened.ownerless, policy=of.decider.revision)
@@ -80,11 +84,16 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._drain, servers)
         loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self.reload(of, controls, "SIGHUP")))
-        background = [asyncio.create_task(sweep_forever(of, self.live)), asyncio.create_task(of.webhooks.run())]
+        self.metrics.watch(names.IN_FLIGHT, lambda: len(self.live.calls))
+        self.metrics.watch(names.LEDGER_LAG_ROWS, lambda: self.ledger_lag_rows)
+        background = [
+            asyncio.create_task(work)
+            for work in (sweep_forever(of, self.live), of.webhooks.run(), self._follow_ledger())
+        ]
         serving = [
             asyncio.create_task(each.serve(sockets=[bound])) for each, bound in zip(servers, sockets, strict=True)
         ]
-        while not all(each.started for each in servers) and not any(task.done() for task in serving):
+        while not all(each.started for each in servers):  # noqa: ASYNC110 uvicorn tells by a flag
             await asyncio.sleep(0.01)
         (host, port), (admin_host, admin_port) = (bound.getsockname()[:2] for bound in sockets)
         self.home.write_run("gateway", {"host": host, "port": port, "admin_host": admin_host, "admin_port": admin_port})
@@ -108,7 +117,6 @@ class Worker:
         )
         caller = Caller(
             of,
-            self.live,
             Forwarder(self.home.secret("cache_salt")),
             limits.sse_event_bytes_max,
             limits.response_bytes_max,
@@ -134,13 +142,18 @@ class Worker:
             each.should_exit = True
         drain_s = self.loaded.config.limits.drain_timeout_s
         asyncio.get_running_loop().call_later(drain_s, self.live.stop_all)
-        log.info("draining", in_flight=self.live.in_flight)
+        log.info("draining", in_flight=len(self.live.calls))
 
     async def reload(self, of: Governance, controls: Controls, actor: str) -> dict[str, Any]:
-        """Apply the configuration file and the policy bundle again, whole or not at all."""
+        """Apply the configuration file and the policy bundle again, whole or not at all; one reload at a time."""
+        async with self.reloading:
+            return await self._reload(of, controls, actor)
+
+    async def _reload(self, of: Governance, controls: Controls, actor: str) -> dict[str, Any]:
         try:
-            loaded = load(self.loaded.path, self.environ)
-            engine = load_engine(bundle_of(loaded))
+            # Both can take seconds, in which the requests in flight go on.
+            loaded = await asyncio.to_thread(load, self.loaded.path, self.environ)
+            engine = await asyncio.to_thread(load_engine, bundle_of(loaded))
             clients = await assembly.open_clients(loaded, self.sim_urls, self.environ, self.clients)
             catalogue = catalogue_of(loaded, clients)
         except (ConfigError, BundleError, Unready) as error:
@@ -179,6 +192,12 @@ class Worker:
         if left_out:
             log.warning("metrics count these as other", names=left_out[:20], count=len(left_out))
 
+    async def _follow_ledger(self) -> None:
+        """Ask the ledger process now and then how far it is behind; without one the last answer stands."""
+        while True:
+            await asyncio.sleep(LEDGER_PERIOD_S)
+            self.ledger_lag_rows = await asyncio.to_thread(_lag_rows, self.home, self.ledger_lag_rows)
+
     def _retire(self, clients: list[RuntimeClient]) -> None:
         """Close clients that are no longer configured, once what they still serve has ended."""
         for client in clients:
@@ -196,9 +215,17 @@ class Worker:
         log.info("stopped", open_holds=len(opened.book.holds))
 
 
+def _lag_rows(home: Home, last: int) -> int:
+    client = running(home.path)
+    try:
+        return last if client is None else int(client.status()["lag_rows"])
+    except (LedgerUnavailable, QueryFailed):
+        return last
+
+
 async def _close_when_idle(client: RuntimeClient) -> None:
     try:
-        while client.in_flight:
+        while client.in_flight:  # noqa: ASYNC110 looked at twice a second, once in a client's life
             await asyncio.sleep(0.5)
     finally:
         await client.close()

@@ -1,7 +1,8 @@
 """The book: every counter and every open hold, in memory, with one writer.
 
 `hold` takes from every matching budget or from none. `settle`, `void` and `expire` each end a hold once. The book does
-no I/O and reads no clock: its owner journals what it returns and passes the time in.
+no I/O and reads no clock: its owner journals what it returns and passes the time in. Where that time goes back, the
+counters stay where they are until it has caught up.
 """
 
 from collections import OrderedDict
@@ -12,13 +13,14 @@ from typing import Any, NamedTuple
 from domain.amounts import MILLION, Amounts
 from domain.charges import Charge
 from domain.decision import BANDS, Band
+from ledger.accounts import Accounts
 from ledger.budgets import Budget, Subject
 from ledger.counters import Cell, Counter, Grant
 from ledger.holds import Demand, Hold, IllegalMove, Line, Move, Shortfall, State, moved
+from ledger.windows import FOREVER_S
 
 ROUTES_MAX = 20_000
 ENDED_MAX = 20_000
-RETIRED_MAX = 100_000
 US = 1_000_000
 
 
@@ -97,39 +99,39 @@ class Book:
     """The budget book of one gateway worker."""
 
     def __init__(self, budgets: Iterable[Budget], now_s: int) -> None:
-        self.budgets: dict[str, Budget] = {}
         self.holds: dict[str, Hold] = {}
-        self.grants: dict[str, Grant] = {}
-        self._counters: dict[str, dict[str, Counter]] = {}
-        self._retired: OrderedDict[tuple[str, str, str, int], Cell] = OrderedDict()
+        self._accounts = Accounts()
         self._routes: dict[Subject, Route] = {}
         self._ended: OrderedDict[str, State] = OrderedDict()
+        self._now_s = now_s
         self.configure(budgets, now_s)
 
+    @property
+    def budgets(self) -> dict[str, Budget]:
+        """The configured budgets by id."""
+        return self._accounts.budgets
+
+    @property
+    def grants(self) -> dict[str, Grant]:
+        """The grants by id; those that have just expired may still be among them."""
+        return self._accounts.grants
+
     def configure(self, budgets: Iterable[Budget], now_s: int) -> None:
-        """Take a new set of budgets; counters of budgets whose identity is unchanged go on."""
-        new = {budget.id: budget for budget in budgets}
-        for old in list(self.budgets.values()):
-            kept = new.get(old.id)
-            if kept is None or kept.identity != old.identity:
-                for counter in self._counters.pop(old.id, {}).values():
-                    self._retire(counter)
-        self.budgets = new
-        for budget in new.values():
-            for counter in self._counters.setdefault(budget.id, {}).values():
-                counter.configure(budget, self._grants_of(budget.id, counter.name), now_s)
+        """Take a new set of budgets; a counter that one of them still keeps goes on, its holds included."""
+        self._accounts.configure(budgets, self._latest(now_s))
         self._routes.clear()
 
     def route(self, subject: Subject, now_s: int) -> Route:
-        """The counters a subject falls on, resolved once and remembered."""
+        """The counters a subject falls on, resolved once and remembered until budgets or counters change."""
         route = self._routes.get(subject)
         if route is None:
             if len(self._routes) >= ROUTES_MAX:
                 self._routes.clear()
+            now_s = self._latest(now_s)
             matched = [(budget, budget.counter_of(subject)) for budget in self.budgets.values()]
             route = self._routes[subject] = Route(
                 tuple(
-                    (self._counter(budget, name, now_s), budget.resource_index, budget.is_hard)
+                    (self._accounts.counter(budget, name, now_s), budget.resource_index, budget.is_hard)
                     for budget, name in matched
                     if name is not None
                 )
@@ -145,6 +147,10 @@ class Book:
         """
         fixed, rates, cap_min, cap = demand
         now_s = now_us // US
+        if now_s > self._now_s:
+            self._now_s = now_s
+        else:
+            now_s = self._now_s
         for counter, index, hard in route.counters:
             if now_s >= counter.turns_s:
                 counter.turn(now_s)
@@ -154,11 +160,11 @@ class Book:
                 if left * MILLION < rate * cap:
                     cap = left * MILLION // rate if rate else -1
                 if cap < cap_min:
-                    return self._shortfall(route, demand)
+                    return _shortfall(route, demand, now_s)
         lines = []
         for counter, index, _ in route.counters:
             amount = fixed[index] - (-rates[index] * cap // MILLION)
-            cell = counter.cells[-1]
+            cell = counter.cell
             cell.held += amount
             counter.held += amount
             lines.append(Line(counter, cell, amount))
@@ -183,8 +189,7 @@ class Book:
         if hold is None:
             moved(self._state_of(hold_id), Move.VOID)
             return None
-        for counter, cell, amount in hold.lines:
-            self._release(counter, cell, amount)
+        self._release(hold)
         self._close(hold, State.VOIDED)
         return hold
 
@@ -207,67 +212,43 @@ class Book:
 
     def grant(self, grant: Grant, now_s: int) -> None:
         """Add extra limit to a budget's counter, or to all of them; a repeated grant id changes nothing."""
-        self.grants[grant.grant_id] = grant
-        for counter in self._counters.get(grant.budget, {}).values():
-            counter.configure(counter.budget, self._grants_of(grant.budget, counter.name), now_s)
+        self._accounts.grant(grant, self._latest(now_s))
 
     def counters(self, now_s: int) -> list[Counter]:
         """Every live counter, turned to `now_s`; those that hold and count nothing any more are forgotten."""
-        live = []
-        for counters in self._counters.values():
-            for name, counter in list(counters.items()):
-                if now_s >= counter.turns_s:
-                    counter.turn(now_s)
-                    if counter.is_idle:
-                        del counters[name]
-                        self._routes.clear()
-                        continue
-                live.append(counter)
-        self.grants = {key: grant for key, grant in self.grants.items() if grant.expires_at_s > now_s}
-        return live
+        if self._accounts.forget(self._latest(now_s)):
+            self._routes.clear()
+        return list(self._accounts)
 
-    def restore(self, charge: Charge, *, held: bool, now_s: int) -> Line | None:
-        """Put back one charge of a rebuilt book, as held or as spent; None when its window no longer counts.
+    def restore_spent(self, charge: Charge, now_s: int) -> None:
+        """Put back one charge of a rebuilt book; one of a budget that is not configured now is kept aside."""
+        self._accounts.restore_spent(charge, self._latest(now_s))
 
-        Charges of budgets that are not configured now are kept aside, in case they come back.
-        """
-        budget = self.budgets.get(charge.budget)
-        if budget is None or budget.resource != charge.resource:
-            if not held:
-                self._retired_cell(charge[:2], charge.resource, charge.window_start_s).spent += charge.amount
-            return None
-        if budget.window.cell_gone_s(charge.window_start_s) <= now_s and not held:
-            return None
-        counter = self._counter(budget, charge.counter, now_s)
-        cell = counter.restore(charge.window_start_s)
-        if held:
-            cell.held += charge.amount
-            counter.held += charge.amount
-        else:
-            cell.spent += charge.amount
-            counter.spent += charge.amount
-        counter.turn(now_s)
-        return Line(counter, cell, charge.amount) if held else None
+    def restore_hold(self, hold: Hold, charges: Iterable[Charge], now_s: int) -> None:
+        """Open a hold of a rebuilt book again, on the counters and in the windows it was opened on."""
+        now_s = self._latest(now_s)
+        hold.lines = tuple(self._accounts.restore_held(charge, now_s) for charge in charges)
+        self.holds[hold.hold_id] = hold
+
+    def restore_end(self, hold_id: str, state: State, charges: Iterable[Charge], now_s: int) -> None:
+        """End a hold of a rebuilt book as its record says: with these charges, whatever it held."""
+        hold = self.holds[hold_id]
+        self._release(hold)
+        for charge in charges:
+            self.restore_spent(charge, now_s)
+        self._close(hold, state)
 
     def spent_charges(self) -> list[Charge]:
         """What is spent in every cell that still counts, retired budgets included: the counters of a snapshot."""
-        spent = [
-            Charge(counter.budget.id, counter.name, cell.start_s, counter.budget.resource, cell.spent)
-            for counters in self._counters.values()
-            for counter in counters.values()
-            for cell in counter.cells
-            if cell.spent
-        ]
-        retired = [
-            Charge(budget, name, start_s, resource, cell.spent)
-            for (budget, name, resource, start_s), cell in self._retired.items()
-        ]
-        return spent + retired
+        return self._accounts.spent()
 
     def _end(self, hold: Hold, state: State, actual: Amounts | None, now_s: int) -> Settlement:
         charges, crossings, overages = [], [], []
+        now_s = self._latest(now_s)
         for counter, cell, held in hold.lines:
             budget = counter.budget
+            if now_s >= counter.turns_s:
+                counter.turn(now_s)
             if actual is None:
                 spent = 0 if budget.resource == "concurrency" else held
             else:
@@ -298,11 +279,17 @@ class Book:
             raise IllegalMove(f"hold {hold_id} is not known")
         return state
 
+    def _latest(self, now_s: int) -> int:
+        """The time of the book, which a clock that went back does not move."""
+        self._now_s = max(self._now_s, now_s)
+        return self._now_s
+
     @staticmethod
-    def _release(counter: Counter, cell: Cell, amount: int) -> None:
-        cell.held -= amount
-        if cell.live:
-            counter.held -= amount
+    def _release(hold: Hold) -> None:
+        for counter, cell, amount in hold.lines:
+            cell.held -= amount
+            if cell.live:
+                counter.held -= amount
 
     @staticmethod
     def _crossing(counter: Counter, cell: Cell) -> Crossing:
@@ -311,62 +298,37 @@ class Book:
             budget.id, counter.name, budget.resource, counter.band, counter.spent, counter.limit, cell.start_s
         )
 
-    def _shortfall(self, route: Route, demand: Demand) -> Shortfall:
-        needs = demand.at(demand.cap_min)
-        short = [
-            (counter, needs[index])
-            for counter, index, hard in route.counters
-            if hard and counter.available < needs[index]
-        ]
-        counter, asked = max(short, key=lambda each: each[0].resets_at_s(each[1]) or float("inf"))
-        budget = counter.budget
-        is_concurrency = budget.resource == "concurrency"
-        return Shortfall(
-            budget=budget.id,
-            owner=budget.owner,
-            counter=counter.name,
-            resource=budget.resource,
-            window=budget.window.kind,
-            limit=counter.limit,
-            remaining=max(0, counter.available),
-            asked=asked,
-            resets_at_s=counter.resets_at_s(asked),
-            is_short=(is_concurrency or budget.window.is_short) and asked <= counter.limit,
-            is_concurrency=is_concurrency,
-        )
 
-    def _counter(self, budget: Budget, name: str, now_s: int) -> Counter:
-        counters = self._counters.setdefault(budget.id, {})
-        counter = counters.get(name)
-        if counter is None:
-            counter = counters[name] = Counter(budget, name)
-            self._revive(counter)
-            counter.configure(budget, self._grants_of(budget.id, name), now_s)
-        return counter
+def _shortfall(route: Route, demand: Demand, now_s: int) -> Shortfall:
+    """What a hold did not fit: the hard counter that stays short for longest."""
+    needs = demand.at(demand.cap_min)
+    short = []
+    for counter, index, hard in route.counters:
+        if now_s >= counter.turns_s:
+            counter.turn(now_s)
+        if hard and counter.available < needs[index]:
+            short.append((counter, needs[index]))
+    counter, asked = max(short, key=lambda each: _short_until_s(*each))
+    budget = counter.budget
+    is_concurrency = budget.resource == "concurrency"
+    return Shortfall(
+        budget=budget.id,
+        owner=budget.owner,
+        counter=counter.name,
+        resource=budget.resource,
+        window=budget.window.kind,
+        limit=counter.limit,
+        remaining=max(0, counter.available),
+        asked=asked,
+        resets_at_s=counter.resets_at_s(asked),
+        is_short=(is_concurrency or budget.window.is_short) and asked <= counter.limit,
+        is_concurrency=is_concurrency,
+    )
 
-    def _grants_of(self, budget_id: str, name: str) -> tuple[Grant, ...]:
-        return tuple(
-            grant for grant in self.grants.values() if grant.budget == budget_id and grant.counter in ("*", name)
-        )
 
-    def _retire(self, counter: Counter) -> None:
-        for cell in counter.cells:
-            if cell.spent:
-                kept = self._retired_cell((counter.budget.id, counter.name), counter.budget.resource, cell.start_s)
-                kept.spent += cell.spent
-
-    def _retired_cell(self, owner: tuple[str, str], resource: str, start_s: int) -> Cell:
-        key = (*owner, resource, start_s)
-        cell = self._retired.get(key)
-        if cell is None:
-            cell = self._retired[key] = Cell(start_s)
-            if len(self._retired) > RETIRED_MAX:
-                self._retired.popitem(last=False)
-        return cell
-
-    def _revive(self, counter: Counter) -> None:
-        wanted = (counter.budget.id, counter.name, counter.budget.resource)
-        for key in [key for key in self._retired if key[:3] == wanted]:
-            cell = counter.restore(key[3])
-            cell.spent += self._retired.pop(key).spent
-            counter.spent += cell.spent
+def _short_until_s(counter: Counter, asked: int) -> int:
+    """When a short counter will fit what is asked; concurrency comes back with any request that ends, so at once."""
+    if counter.budget.resource == "concurrency" and asked <= counter.limit:
+        return 0
+    resets_at_s = counter.resets_at_s(asked)
+    return FOREVER_S if resets_at_s is None else resets_at_s

@@ -50,11 +50,6 @@ class Budget:
     def resource_index(self) -> int:
         return RESOURCE_INDEX[self.resource]
 
-    @property
-    def identity(self) -> tuple[object, ...]:
-        """What makes two revisions of a budget keep the same counters: all but limit, mode, thresholds and owner."""
-        return (self.id, self.scope, self.resource, self.window)
-
     def counter_of(self, subject: Subject) -> str | None:
         """The canonical name of the counter a subject falls on, or None when it is out of scope.
 
@@ -68,5 +63,20 @@ class Budget:
                     return None
             elif value != wanted:
                 return None
-            parts.append(f"{dimension}={value}")
+            parts.append(f"{dimension}={_escaped(value)}")
         return ",".join(parts) or EVERY
+
+    def counts(self, resource: str, counter: str) -> bool:
+        """Whether this budget keeps a counter of that resource and name, made under whatever revision of it."""
+        if resource != self.resource or not self.scope:
+            return resource == self.resource and counter == EVERY
+        parts = counter.split(",")
+        return len(parts) == len(self.scope) and all(
+            part.startswith(f"{dimension}=") if wanted == EVERY else part == f"{dimension}={_escaped(wanted)}"
+            for part, (dimension, wanted) in zip(parts, self.scope, strict=True)
+        )
+
+
+def _escaped(value: str) -> str:
+    """A value as counter names show it: without commas, so that no two subjects can share a name."""
+    return value.replace("%", "%25").replace(",", "%2C")

@@ -3,6 +3,7 @@
 from collections import deque
 from dataclasses import dataclass, field
 
+from domain.amounts import MILLION, ceil_div
 from domain.decision import BANDS, Band
 from ledger.budgets import Budget
 from ledger.windows import FOREVER_S
@@ -31,13 +32,21 @@ class Grant:
     reason: str
 
 
+# Stands in a counter that has not been turned yet; nothing is ever charged to it.
+_NO_CELL = Cell(-1)
+
+
 @dataclass(slots=True)
 class Counter:
-    """The live cells of one counter with their sums; time is passed in and only ever moves forward."""
+    """The cells of one counter that still count, with their sums, and the one that is charged now.
+
+    Time is passed in and only ever moves forward. Cells are ordered by when they stop to count.
+    """
 
     budget: Budget
     name: str
     cells: deque[Cell] = field(default_factory=deque)
+    cell: Cell = field(default_factory=lambda: _NO_CELL)
     spent: int = 0
     held: int = 0
     limit: int = 0
@@ -57,7 +66,13 @@ class Counter:
         return BANDS[self.level]
 
     def configure(self, budget: Budget, grants: tuple[Grant, ...], now_s: int) -> None:
-        """Take over a budget's revision and the grants that concern this counter."""
+        """Take over a revision of the budget and the grants that concern this counter.
+
+        Under another window each cell counts as if all of it had been charged when it began.
+        """
+        if budget.window != self.budget.window:
+            self.cell = _NO_CELL
+            self._sort(budget)
         self.budget = budget
         self.grants = grants
         self.turn(now_s)
@@ -66,19 +81,19 @@ class Counter:
         """Move to the cell and the grants of `now_s`: the cells and grants that ended no longer count."""
         window = self.budget.window
         start_s = window.cell_start_s(now_s)
-        if not self.cells or start_s > self.cells[-1].start_s:
-            self.cells.append(Cell(start_s))
-        while len(self.cells) > 1 and window.cell_gone_s(self.cells[0].start_s) <= now_s:
+        if start_s > self.cell.start_s:
+            self.cell = self.cell_at(start_s)
+        while window.cell_gone_s(self.cells[0].start_s) <= now_s:
             gone = self.cells.popleft()
             gone.live = False
             self.spent -= gone.spent
             self.held -= gone.held
         self.grants = tuple(grant for grant in self.grants if grant.expires_at_s > now_s)
         self.limit = self.budget.limit + sum(grant.amount for grant in self.grants)
-        self._warn_at = int(self.limit * self.budget.warn_ratio)
-        self._critical_at = int(self.limit * self.budget.critical_ratio)
+        self._warn_at = _share(self.limit, self.budget.warn_ratio)
+        self._critical_at = _share(self.limit, self.budget.critical_ratio)
         self.turns_s = min(
-            window.cell_end_s(self.cells[-1].start_s),
+            window.cell_end_s(self.cell.start_s),
             window.cell_gone_s(self.cells[0].start_s),
             min((grant.expires_at_s for grant in self.grants), default=FOREVER_S),
         )
@@ -96,17 +111,15 @@ class Counter:
             self.level = 2 if spent < self.limit else 3
         return self.level > before
 
-    def cell_at(self, start_s: int) -> Cell | None:
-        """The live cell that began at `start_s`, or None when it no longer counts."""
-        return next((cell for cell in self.cells if cell.start_s == start_s), None)
-
-    def restore(self, start_s: int) -> Cell:
-        """The cell that began at `start_s`, made in its place when missing; used when a book is rebuilt."""
-        cell = self.cell_at(start_s)
-        if cell is None:
-            cell = Cell(start_s)
-            self.cells = deque(sorted([*self.cells, cell], key=lambda each: each.start_s))
-        return cell
+    def cell_at(self, start_s: int) -> Cell:
+        """The cell that began at `start_s`, made in its place when there is none."""
+        for cell in self.cells:
+            if cell.start_s == start_s:
+                return cell
+        made = Cell(start_s)
+        self.cells.append(made)
+        self._sort(self.budget)
+        return made
 
     @property
     def is_idle(self) -> bool:
@@ -123,3 +136,11 @@ class Counter:
             if freed >= needed:
                 return self.budget.window.cell_gone_s(cell.start_s)
         return None
+
+    def _sort(self, budget: Budget) -> None:
+        self.cells = deque(sorted(self.cells, key=lambda cell: budget.window.cell_gone_s(cell.start_s)))
+
+
+def _share(limit: int, ratio: float) -> int:
+    """The least whole amount that is at least this part of a limit."""
+    return ceil_div(limit * round(ratio * MILLION), MILLION)

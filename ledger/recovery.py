@@ -12,7 +12,7 @@ from typing import Any
 from domain.charges import Charge
 from ledger.book import Book
 from ledger.counters import Grant
-from ledger.holds import Hold
+from ledger.holds import Hold, State
 from ledger.records import SNAPSHOT, Record
 
 _ENVELOPE = frozenset({"seq", "kind", "ts_us", "event_id", "action", "cap", "expires_at_us", "charges"})
@@ -70,7 +70,7 @@ def rebuild(book: Book, records: Iterable[Record], now_s: int) -> int:
 def restore_spent(book: Book, charges: Iterable[Charge], now_s: int) -> None:
     """Put back sums of charges, as a snapshot or the ledger has them."""
     for charge in charges:
-        book.restore(charge, held=False, now_s=now_s)
+        book.restore_spent(charge, now_s)
 
 
 def _apply_snapshot(book: Book, body: dict[str, Any], now_s: int) -> None:
@@ -97,8 +97,8 @@ def _apply_hold(book: Book, body: dict[str, Any], now_s: int) -> None:
 def _apply_usage(book: Book, body: dict[str, Any], now_s: int) -> None:
     hold_id = body.get("hold_id")
     if hold_id in book.holds:
-        book.void(hold_id)
-        restore_spent(book, (Charge(*charge) for charge in body["charges"]), now_s)
+        state = State.EXPIRED if body["status"] == "expired" else State.SETTLED
+        book.restore_end(hold_id, state, (Charge(*charge) for charge in body["charges"]), now_s)
 
 
 def _open(
@@ -110,7 +110,5 @@ def _open(
     charges: Iterable[tuple[str, str, int, str, int]],
     now_s: int,
 ) -> None:
-    restored = (book.restore(Charge(*charge), held=True, now_s=now_s) for charge in charges)
-    lines = tuple(line for line in restored if line is not None)
-    hold = Hold(row["hold_id"], lines, cap, opened_at_us, expires_at_us, row)
-    book.holds[hold.hold_id] = hold
+    hold = Hold(row["hold_id"], (), cap, opened_at_us, expires_at_us, row)
+    book.restore_hold(hold, (Charge(*charge) for charge in charges), now_s)

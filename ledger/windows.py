@@ -43,23 +43,23 @@ class Window:
         width = self.cell_s or self.duration_s
         return now_s - now_s % width
 
-    def cell_end_s(self, start_s: int) -> int:
-        """The Unix second at which charges are no longer put into the cell that began at `start_s`."""
+    def cell_end_s(self, at_s: int) -> int:
+        """The Unix second at which charges are no longer put into the cell holding `at_s`."""
         if self.kind == "total":
             return FOREVER_S
         if self.kind == "month":
-            start = time.gmtime(start_s)
+            start = time.gmtime(at_s)
             year, month = (start.tm_year + 1, 1) if start.tm_mon == 12 else (start.tm_year, start.tm_mon + 1)
             return calendar.timegm((year, month, 1, 0, 0, 0))
-        return start_s + (self.cell_s or self.duration_s)
+        return self.cell_start_s(at_s) + (self.cell_s or self.duration_s)
 
-    def cell_gone_s(self, start_s: int) -> int:
-        """The Unix second from which the cell no longer counts against the limit.
+    def cell_gone_s(self, at_s: int) -> int:
+        """The Unix second from which the cell holding `at_s` no longer counts against the limit.
 
         A rolling cell counts until its last instant is a whole window old, so no span of the window's length can ever
         exceed the limit.
         """
-        end_s = self.cell_end_s(start_s)
+        end_s = self.cell_end_s(at_s)
         return end_s + self.duration_s if self.kind == "rolling" else end_s
 
 

@@ -42,12 +42,7 @@ OPERATIONS = {"chat": "chat", "completions": "text_completion", "embeddings": "e
 
 # Spans of one request, and what happens within it
 SPAN_REQUEST = "bursar.request"
-SPAN_CALL = "bursar.call"
-EVENT_ADMITTED = "bursar.admitted"
 EVENT_HELD = "bursar.held"
-EVENT_FIRST_BYTE = "bursar.first_byte"
-EVENT_SETTLED = "bursar.settled"
-EVENT_REFUSED = "bursar.refused"
 
 # Bursar's attributes
 REQUEST_ID = "bursar.request_id"

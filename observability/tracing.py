@@ -36,20 +36,14 @@ Attributes = Mapping[str, Value]
 class Span:
     """One sampled span; it has to be ended, and then takes nothing more."""
 
-    __slots__ = ("_span", "_tracer")
+    __slots__ = ("_span",)
 
-    def __init__(self, tracer: trace.Tracer, span: trace.Span) -> None:
-        self._tracer = tracer
+    def __init__(self, span: trace.Span) -> None:
         self._span = span
 
     def event(self, name: str, attributes: Attributes | None = None) -> None:
         """Note that something happened now."""
         self._span.add_event(name, attributes)
-
-    def child(self, name: str, attributes: Attributes | None = None) -> "Span":
-        """A span of a call that leaves this process, within this one."""
-        context = trace.set_span_in_context(self._span, Context())
-        return Span(self._tracer, self._tracer.start_span(name, context, SpanKind.CLIENT, attributes))
 
     def end(self, attributes: Attributes | None = None, error: str | None = None) -> None:
         """Close the span; `error` is the error table's code of what went wrong."""
@@ -99,8 +93,10 @@ class Tracing:
             self._provider.add_span_processor(BatchSpanProcessor(each, QUEUE_MAX, EXPORT_INTERVAL_MS, BATCH_MAX))
         self._tracer = self._provider.get_tracer("bursar")
 
-    def start(self, traceparent: bytes | None = None, sample: float | None = None) -> Span | None:
-        """The span of a request that begins now, or None when it is not traced.
+    def start(
+        self, traceparent: bytes | None = None, sample: float | None = None, began_us: int | None = None
+    ) -> Span | None:
+        """The span of a request that began at a Unix microsecond, or now; None when it is not traced.
 
         `sample` is the policy's rate for it and replaces the configured one. A caller's sampled `traceparent` is
         always followed; a malformed one is ignored.
@@ -114,7 +110,9 @@ class Tracing:
         if not drawn and (caller is None or not caller.trace_flags.sampled):
             return None
         context = Context() if caller is None else trace.set_span_in_context(NonRecordingSpan(caller), Context())
-        return Span(self._tracer, self._tracer.start_span(names.SPAN_REQUEST, context, SpanKind.SERVER))
+        began_ns = None if began_us is None else began_us * 1000
+        span = self._tracer.start_span(names.SPAN_REQUEST, context, SpanKind.SERVER, start_time=began_ns)
+        return Span(span)
 
     def close(self, timeout_s: float = EXPORT_TIMEOUT_S) -> bool:
         """Export what is queued and stop; False when that took longer than `timeout_s` and the rest was given up."""

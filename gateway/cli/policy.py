@@ -15,8 +15,8 @@ app = typer.Typer(help="Test and check policies.", no_args_is_help=True)
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="A bundle folder instead of the configured one.")]
 
 
-@app.command()
-def test(bundle: BundleOption = None, config: ConfigOption = CONFIG, as_json: JsonOption = False) -> None:
+@app.command("test")
+def run_tests(bundle: BundleOption = None, config: ConfigOption = CONFIG, as_json: JsonOption = False) -> None:
     """Run every Rego test, on the embedded engine and on OPA where it is installed."""
     results = testing.run_tests(_folder(bundle, config))
     rows = [
@@ -34,7 +34,7 @@ def check(bundle: BundleOption = None, config: ConfigOption = CONFIG) -> None:
     folder = _folder(bundle, config)
     problems = testing.check(folder)
     for problem in problems:
-        console().print(str(problem), markup=False)
+        console().print(f"{problem.file}:{problem.line}: {problem.message}", markup=False, soft_wrap=True)
     if problems:
         raise typer.Exit(1)
     console().print(f"{folder}: no problems", markup=False)

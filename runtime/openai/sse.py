@@ -102,7 +102,7 @@ class Meter:
         cut = event.rfind(_USAGE)
         raw = event[cut + 9 : -3]
         if cut < 0 or not event.endswith(b"}}\n\n") or raw.count(b"{") != raw.count(b"}") or b'"error"' in event:
-            return self._parsed(event)
+            return self._parsed(event) if event.find(b"\n") == len(event) - 2 else self._other(event)
         if _NO_CHOICES in event:
             self._final = raw
             return event if self.show_final else b""
@@ -139,7 +139,8 @@ class Meter:
             self.done = True
             return event
         lines = event.strip(b"\n").split(b"\n")
-        data = b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
+        # JSON has no line breaks but between its tokens, where a space does as well.
+        data = b" ".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
         if not data:
             if all(
                 not line or line[0] == ord(":") or line.split(b":", 1)[0] in (b"event", b"id", b"retry")

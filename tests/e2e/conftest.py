@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
 
 from runtime.vllm.knobs import VllmKnobs
 from runtime.vllm.launcher import VllmLaunch, VllmServer
+from tests.e2e.configuration import write_configuration
+from tests.e2e.deployment import Deployment
+from tests.e2e.governed import Governed, sampled
 from tests.e2e.vllm_environment import MODEL, PYTHON, ROOT
 
 MODEL_NAME = "tiny-qwen3"
+SEATS = 8  # requests that the generating server runs at once; more wait
 TEST_TIMEOUT_S = 400  # the first test of a session also waits for vLLM, about a minute on a quiet machine
 
 
@@ -31,27 +36,52 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S))
 
 
+@dataclass(frozen=True, slots=True)
+class VllmAddresses:
+    """The two servers: one generates, the other embeds, for one server does not do both."""
+
+    generate: VllmAddress
+    embed: VllmAddress
+
+
 @pytest.fixture(scope="session")
-def vllm_url() -> Iterator[VllmAddress]:
+def vllm_addresses() -> Iterator[VllmAddresses]:
+    """Two vLLM servers of the tiny model, started at once because most of a start is spent on one core."""
+    servers = [vllm_server(VllmKnobs(max_num_seqs=SEATS)), vllm_server(VllmKnobs(task="embed"))]
+    with ExitStack() as stack:
+        for server in servers:
+            stack.callback(server.stop)
+        with ThreadPoolExecutor(len(servers)) as starting:
+            list(starting.map(VllmServer.start, servers))
+        generate, embed = (VllmAddress(server.base_url, MODEL_NAME) for server in servers)
+        yield VllmAddresses(generate, embed)
+
+
+@pytest.fixture(scope="session")
+def vllm_url(vllm_addresses: VllmAddresses) -> VllmAddress:
     """A vLLM that generates with the tiny model; what it prints is in `build/vllm-generate.log`."""
-    with serving(VllmKnobs()) as address:
-        yield address
+    return vllm_addresses.generate
 
 
 @pytest.fixture(scope="session")
-def vllm_embedding_url() -> Iterator[VllmAddress]:
-    """A vLLM that embeds with the tiny model, for one server does not do both; its log is `build/vllm-embed.log`."""
-    with serving(VllmKnobs(task="embed")) as address:
-        yield address
+def vllm_embedding_url(vllm_addresses: VllmAddresses) -> VllmAddress:
+    """A vLLM that embeds with the tiny model; what it prints is in `build/vllm-embed.log`."""
+    return vllm_addresses.embed
 
 
-@contextmanager
-def serving(knobs: VllmKnobs) -> Iterator[VllmAddress]:
-    """Serve the tiny model with these settings for as long as the context lasts."""
+@pytest.fixture(scope="session")
+def governed(vllm_addresses: VllmAddresses, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Governed]:
+    """`bursar up` in front of both servers; it stops before they do."""
+    folder = tmp_path_factory.mktemp("governed")
+    urls = vllm_addresses.generate.base_url, vllm_addresses.embed.base_url
+    with Deployment(folder / "home", write_configuration(folder, MODEL_NAME, *urls)) as deployment:
+        yield Governed(deployment, *urls, started=sampled(urls[0]))
+
+
+def vllm_server(knobs: VllmKnobs) -> VllmServer:
+    """A server of the tiny model with these settings, not started."""
     for needed in (PYTHON, MODEL):
         if not needed.exists():
             pytest.fail(f"{needed} is missing: run `make e2e`, or `python tests/e2e/vllm_environment.py` first")
     log = ROOT / "build" / f"vllm-{knobs.task}.log"
-    launch = VllmLaunch(python=PYTHON, model=MODEL, served_model_name=MODEL_NAME, log=log, knobs=knobs)
-    with VllmServer(launch) as server:
-        yield VllmAddress(server.base_url, MODEL_NAME)
+    return VllmServer(VllmLaunch(python=PYTHON, model=MODEL, served_model_name=MODEL_NAME, log=log, knobs=knobs))

@@ -17,6 +17,9 @@ SEED = 20260101
 VOCABULARY_SIZE = 1024
 CONTEXT_TOKENS = 8192
 SENTENCES = 4000
+# Deep and narrow: a step of the engine takes some milliseconds, as a real one does. Where it takes one, the server's
+# HTTP side falls seconds behind its engine on cores that others use too.
+LAYERS = 12
 STAMP = "made-by.sha256"
 MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SYLLABLES = ("ba", "cor", "del", "en", "fi", "gra", "ho", "in", "ka", "lor", "mi", "nu", "or", "pe", "qua", "ri", "sto")
@@ -64,7 +67,7 @@ def make_tokenizer(folder: Path) -> int:
 
 
 def make_weights(folder: Path, vocabulary_size: int) -> None:
-    """Save a two-layer Qwen3 of seeded random weights in `folder`."""
+    """Save a narrow Qwen3 of seeded random weights in `folder`."""
     # These live only in .venv-vllm, and an up-to-date model is recognised without paying for their import.
     import torch  # type: ignore[import-not-found, unused-ignore]
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -74,7 +77,7 @@ def make_weights(folder: Path, vocabulary_size: int) -> None:
         vocab_size=vocabulary_size,
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=LAYERS,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=32,  # the CPU attention kernel takes multiples of 32

@@ -1,6 +1,5 @@
 """The configuration file: each mistake is named with its line, column and field."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ from gateway.config_file import ConfigError, LoadedConfig, load
 from gateway.config_yaml import BYTES_MAX
 
 NOW_S = 1_760_000_000  # 2025-10-09
-DEMO = Path(__file__).parents[2] / "gateway" / "demo.yaml"
 
 GOOD = """\
 version: 1
@@ -397,12 +395,3 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     text = changed("embedded:", "embedded:rego/").replace("    price:", "    tokenizer: tokenizer.json\n    price:")
     assert loaded(tmp_path, text).config.policy.folder == "rego/"
-
-
-def test_the_demo_is_valid_and_has_what_it_promises(tmp_path: Path) -> None:
-    copy = shutil.copy(DEMO, tmp_path / "bursar.yaml")
-    config = load(copy, {}, lambda: NOW_S).config
-    assert [model.id for model in config.models] == ["sim-large", "sim-small", "sim-embed"]
-    assert all(config.prices_at(model.id, NOW_S).input_nusd_per_mtok > 0 for model in config.models)
-    assert len(config.budgets) == 5
-    assert {runtime.url for runtime in config.runtimes} == {"sim://"}

@@ -72,11 +72,16 @@ def compare(
         Check("requests of known callers = usage rows", sent.known, _sum(usage, "requests")),
         Check("requests without a key = unauthenticated", sent.unknown, scrape.total("bursar_unauthenticated_total")),
         *_traffic(usage, scrape),
-        *(_budget(counter, charges, now_s) for counter in counters),
+        *agreement(counters, charges, now_s),
         Check("holds open", 0, scrape.gauge("bursar_holds_open")),
         Check("holds expired", 0, scrape.gauge("bursar_hold_expired_total")),
         Check("overages", 0, scrape.total("bursar_overage_total")),
     ]
+
+
+def agreement(counters: Iterable[Row], charges: Sequence[Row], now_s: int) -> list[Check]:
+    """Every live counter against the charges of its current window."""
+    return [_budget(counter, charges, now_s) for counter in counters]
 
 
 def unexercised(usage: Sequence[Row], charges: Sequence[Row], counters: Sequence[Row], budgets: int) -> list[str]:

@@ -1,7 +1,6 @@
 """Instance: a Bursar of its own, started from the command line in a home of its own, and stopped again."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ class InstanceFailed(Exception):
 
 
 class Instance:
-    """`bursar up` in `home` on free ports, while the context lasts."""
+    """`bursar up` in `home` on free ports, while the context lasts; `gateway_pid` is its worker's."""
 
     def __init__(self, home: Path, config: Path) -> None:
         self._home = home
@@ -33,14 +32,14 @@ class Instance:
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
         self.admin_url = ""
+        self.gateway_pid = 0
 
     def __enter__(self) -> "Instance":
-        environment = os.environ | {"BURSAR_LISTEN__ADMIN_PORT": "0"}
         with self._log.open("wb") as log:
-            command = self._command("up", "--port", "0")
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            command = self._command("up", "--port", "0", "--admin-port", "0")
+            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
-            self._wait_until_ready()
+            self.await_gateway()
         except BaseException:
             self._stop()
             raise
@@ -59,7 +58,7 @@ class Instance:
         return json.loads(done.stdout)
 
     def key(self, *arguments: str) -> dict[str, str]:
-        """A new key: its `id` and `secret`."""
+        """A new key: its `key_id` and `secret`, among others."""
         key: dict[str, str] = self.command("key", "create", "--json", *arguments)
         return key
 
@@ -68,23 +67,35 @@ class Instance:
         rows: list[dict[str, Any]] = self.command("ledger", "query", "--format", "json", sql)
         return rows
 
-    def page(self, url: str, key: str = "") -> bytes:
-        """The body of a page that answers 200; raises InstanceFailed for any other answer."""
-        request = urllib.request.Request(url, headers={"authorization": f"Bearer {key}"} if key else {})  # noqa: S310
+    def counters(self) -> list[dict[str, Any]]:
+        """Every live counter of the book, as the admin plane shows them."""
+        counters: list[dict[str, Any]] = self.ask("/admin/budgets")["counters"]
+        return counters
+
+    def ask(self, path: str, body: bytes | None = None) -> Any:
+        """What the admin plane answers the home's own admin key: to a POST when there is a body, even an empty one."""
+        key = (self._home / "secrets" / "admin.key").read_text(encoding="utf-8")
+        return json.loads(self.page(f"{self.admin_url}{path}", key, body))
+
+    def page(self, url: str, key: str = "", body: bytes | None = None) -> bytes:
+        """What a page answers to a GET, or to a POST of a JSON body; raises InstanceFailed unless it is 200 or 201."""
+        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+        request = urllib.request.Request(url, body, headers)  # noqa: S310 as below
         try:
             with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 both are http on loopback
-                body: bytes = response.read()
+                content: bytes = response.read()
         except (URLError, OSError) as error:
             raise InstanceFailed(f"{url}: {error}") from error
-        if response.status != HTTPStatus.OK:
+        if response.status not in (HTTPStatus.OK, HTTPStatus.CREATED):
             raise InstanceFailed(f"{url} answered {response.status}")
-        return body
+        return content
 
     def _command(self, *arguments: str) -> list[str]:
         bursar = str(Path(sys.executable).with_name("bursar"))
         return [bursar, *arguments, "--home", str(self._home), "--config", str(self._config)]
 
-    def _wait_until_ready(self) -> None:
+    def await_gateway(self) -> None:
+        """Wait for a worker other than the one known so far, and learn where it listens; raises InstanceFailed."""
         assert self._process is not None, "waiting follows starting"
         record = self._home / "run" / "gateway.json"
         deadline = time.monotonic() + READY_S
@@ -92,15 +103,16 @@ class Instance:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise InstanceFailed(f"bursar up ended with {self._process.returncode}: {self._said()}")
-            if record.exists():
-                ports = json.loads(record.read_text(encoding="utf-8"))
-                self.url = f"http://127.0.0.1:{ports['port']}"
-                self.admin_url = f"http://127.0.0.1:{ports['admin_port']}"
+            run = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {"pid": self.gateway_pid}
+            if run["pid"] != self.gateway_pid:
+                self.url = f"http://127.0.0.1:{run['port']}"
+                self.admin_url = f"http://127.0.0.1:{run['admin_port']}"
                 try:
                     self.page(f"{self.url}/readyz")
                 except InstanceFailed as error:
                     said = str(error)
                 else:
+                    self.gateway_pid = run["pid"]
                     return
             time.sleep(POLL_S)
         raise InstanceFailed(f"bursar was not ready within {READY_S:.0f} s ({said}): {self._said()}")

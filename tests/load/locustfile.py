@@ -20,7 +20,8 @@ from tests.load.answers import SERVED, fault, stream_fault, usage_fault
 
 PLAN = json.loads(os.environ["BURSAR_LOAD"])
 KEYS: dict[str, str] = PLAN["keys"]
-CALLERS = ("search", "research", "tight")
+CALLERS = ("search", "research", "search", "tight")
+"""In turn over the users of each kind, so that every kind has callers whom no budget stops."""
 CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
 TIMEOUT_S = 30
@@ -31,6 +32,8 @@ PREFIX = "The ledger never forgets what the budget once allowed. " * 12
 
 sent: Counter[str] = Counter()
 """Requests sent, by `known` and `unknown` callers."""
+spawned: Counter[str] = Counter()
+"""Users so far, by kind."""
 
 
 def _write_tally(**_: Any) -> None:
@@ -47,7 +50,9 @@ class Caller(HttpUser):
     wait_time = constant(0)
 
     def on_start(self) -> None:
-        self.caller = random.choice(CALLERS)
+        kind = type(self).__name__
+        self.caller = CALLERS[spawned[kind] % len(CALLERS)]
+        spawned[kind] += 1
         self.model = "sim-small"
 
     def count(self, caller: str) -> None:

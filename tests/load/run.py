@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def _load(instance: Instance, folder: Path) -> int:
-    keys, admin_key = _keys(instance)
+    keys = _keys(instance)
     tally = folder / "tally.json"
     locust_code = _locust(instance.url, keys, tally)
     if not tally.exists():
@@ -49,15 +49,15 @@ def _load(instance: Instance, folder: Path) -> int:
     sent = Sent(**json.loads(tally.read_text(encoding="utf-8")))
     scrape, usage = _quiet(instance, sent.known)
     charges = instance.rows(CHARGES_SQL)
-    counters = _counters(instance, admin_key)
+    counters = instance.counters()
     checks = compare(sent, usage, charges, scrape, counters, int(time.time()))
     gaps = unexercised(usage, charges, counters, BUDGETS)
     _show(checks, gaps, locust_code)
     return int(bool(locust_code or gaps or not all(check.agrees for check in checks)))
 
 
-def _keys(instance: Instance) -> tuple[dict[str, str], str]:
-    """Keys of two teams, one of an app with a narrow budget and one that is revoked; and the admin key."""
+def _keys(instance: Instance) -> dict[str, str]:
+    """Keys of two teams, one of an app with a narrow budget and one that is revoked."""
     made = {
         name: instance.key("--org", "acme", "--team", team, "--app", app, "--user", f"load-{name}")
         for name, team, app in (
@@ -68,8 +68,7 @@ def _keys(instance: Instance) -> tuple[dict[str, str], str]:
         )
     }
     instance.command("key", "revoke", "--json", made["revoked"]["key_id"])
-    admin = instance.key("--admin")
-    return {name: key["secret"] for name, key in made.items()}, admin["secret"]
+    return {name: key["secret"] for name, key in made.items()}
 
 
 def _locust(url: str, keys: dict[str, str], tally: Path) -> int:
@@ -82,7 +81,7 @@ def _locust(url: str, keys: dict[str, str], tally: Path) -> int:
 
 
 def _quiet(instance: Instance, known: int) -> tuple[Scrape, list[dict[str, Any]]]:
-    """Metrics and ledger once nothing is under way and every row was shipped, or as they are after a while."""
+    """Metrics and ledger once nothing is under way and every request has its row, or as they are after a while."""
     deadline = time.monotonic() + QUIET_S
     while True:
         scrape = Scrape(instance.page(f"{instance.url}/metrics").decode("utf-8"))
@@ -92,11 +91,6 @@ def _quiet(instance: Instance, known: int) -> tuple[Scrape, list[dict[str, Any]]
         if rows >= known or time.monotonic() > deadline:
             return scrape, usage
         time.sleep(POLL_S)
-
-
-def _counters(instance: Instance, admin_key: str) -> list[dict[str, Any]]:
-    counters: list[dict[str, Any]] = json.loads(instance.page(f"{instance.admin_url}/admin/budgets", admin_key))["data"]
-    return counters
 
 
 def _show(checks: list[Check], gaps: list[str], locust_code: int) -> None:

@@ -9,6 +9,7 @@ from policy.bundle import load
 from policy.child import try_out
 from policy.decider import load_engine
 from policy.embedded import EmbeddedEngine
+from policy.needs import narrowed, needs
 from policy.port import BundleError, Document, EvaluationError, MalformedDecision, Undefined
 
 FILE = "bursar/admission/admission.rego"
@@ -34,8 +35,8 @@ def test_the_same_input_twice_and_another_between_do_not_mix(write_bundle) -> No
     ("rules", "line", "message"),
     [
         ("decision := {} if {\n\tinput.a ==\n}\n", 6, "boolean operator"),
-        ("decision := {} if { x\n", 5, "unclosed"),
-        ('decision := "abc\n', 5, "assignment operator"),
+        ("decision := {} if { input.x\n", 5, "unclosed"),
+        ('decision := "abc\n', 5, "abc is not a rule"),
         ("decision := {} if not hepler\n", 5, "hepler is not a rule"),
         ("decision := {} if nosuch(1)\n", 5, "nosuch is not a rule"),
         ("decision := {} if data.rows[i]\n", 5, "i is not a rule"),
@@ -104,14 +105,14 @@ def test_a_failed_evaluation_is_named_and_the_engine_goes_on(write_bundle, rule:
 @pytest.mark.parametrize("value", [2**63, -(2**70), float("nan"), float("inf"), b"bytes", "\ud800", {"k": ("t",)}])
 def test_an_input_that_the_engine_would_change_is_refused(shipped: EmbeddedEngine, value: object) -> None:
     with pytest.raises(EvaluationError):
-        shipped.evaluate({"intent": value})
+        shipped.evaluate({"intent": {"tools": value}})
 
 
 def test_an_input_nested_without_end_is_refused(shipped: EmbeddedEngine) -> None:
     nested: Document = {}
     nested["self"] = nested
     with pytest.raises(EvaluationError, match="too deep"):
-        shipped.evaluate(nested)
+        shipped.evaluate({"intent": {"tools": nested}})
 
 
 @pytest.mark.parametrize("text", ["", 'a"b', "a\\", "a\nb\t\r", "é😀", "\0", "\x7f\x01", "\u2028", "\\u0041", "</x>"])
@@ -157,3 +158,30 @@ def test_a_bundle_tried_out_apart_answers_as_it_will_here(write_bundle) -> None:
     bundle = load(write_bundle())
     [outcome] = try_out(bundle.modules, bundle.data, ("bursar/admission/decision",))
     assert outcome.value == engine(bundle.root).evaluate({})
+
+
+def test_what_no_rule_reads_is_not_handed_over_and_changes_nothing(write_bundle) -> None:
+    rules = """
+picked := input.a.b
+keyed := input["c"]["d e"]
+under[name] := value if some name, value in input.f
+decision := {"picked": picked, "keyed": keyed, "under": under}
+"""
+    bundle = load(write_bundle({FILE: HEAD + rules}))
+    needed = needs(bundle.modules)
+    assert needed == {"a": {"b": None}, "c": {"d e": None}, "f": None}
+    document = {"a": {"b": 1, "x": 2}, "c": {"d e": {"y": 3}, "z": 4}, "f": {"g": {"h": 5}}, "i": 6}
+    assert narrowed(document, needed) == {"a": {"b": 1}, "c": {"d e": {"y": 3}}, "f": {"g": {"h": 5}}}
+    assert EmbeddedEngine(bundle).evaluate(document) == {"picked": 1, "keyed": {"y": 3}, "under": {"g": {"h": 5}}}
+
+
+def test_a_rule_that_takes_the_whole_input_is_handed_all_of_it(write_bundle) -> None:
+    rules = "decision := {name: value | some name, value in input}\n\nother := input.a\n"
+    bundle = load(write_bundle({FILE: HEAD + rules}))
+    assert needs(bundle.modules) is None
+    assert EmbeddedEngine(bundle).evaluate({"a": 1, "b": {"c": 2}}) == {"a": 1, "b": {"c": 2}}
+
+
+def test_a_wider_and_a_narrower_reference_keep_the_wider(write_bundle) -> None:
+    rules = "narrow := input.a.b\n\ndecision := input.a\n\nagain := input.a.c\n"
+    assert needs(load(write_bundle({FILE: HEAD + rules})).modules) == {"a": None}

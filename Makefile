@@ -1,0 +1,43 @@
+# Two targets for a stranger: `make run` and `make test`. Each sets up what it needs, once.
+PYTHON ?= python3
+BIN := .venv/bin
+BUNDLE := rego
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check e2e load bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 10
+
+setup: ## make .venv from requirements-dev.lock; the other targets do it by themselves
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: Bursar needs Python 3.11 or newer." >&2; exit 3; }
+	@$(PYTHON) .ci/environment.py
+
+run: setup ## serve with demo traffic and its ledger report; ARGS=--once exits after the report
+	@$(BIN)/bursar up --demo $(ARGS)
+
+test: setup ## run every test that needs nothing but this machine; ARGS=tests/ledger for some
+	$(BIN)/pytest -q $(or $(ARGS),tests --ignore=tests/e2e)
+
+check: setup ## lint, types, layers, policies and the shipped configuration
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/bursar policy check --bundle $(BUNDLE)
+	$(BIN)/bursar policy test --bundle $(BUNDLE)
+	$(BIN)/bursar config check --config gateway/demo.yaml
+
+e2e: setup ## real traffic through vLLM on CPU (its own environment, 5 GB, on the first run)
+	$(BIN)/python tests/e2e/vllm_environment.py
+	$(BIN)/pytest -q tests/e2e
+
+load: setup ## half a minute of Locust against an instance of its own; every account must agree at the end
+	$(BIN)/python -m tests.load.run
+
+bench: setup ## measure against references in the same run; ONLY=name for one row
+	$(BIN)/python -m bench --only "$(ONLY)"
+
+clean: ## remove environments, caches and build results; the home .bursar/ stays
+	rm -rf .venv .venv-vllm .venv-litellm build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
