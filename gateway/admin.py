@@ -1,9 +1,10 @@
 """The admin plane: grants, keys, reload and the state of the book, on its own listener with its own keys."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -52,83 +53,123 @@ class KeyRequest(BaseModel):
     ttl_s: int | None = Field(default=None, gt=0, le=3660 * 86400)
 
 
+@dataclass(frozen=True, slots=True)
+class AdminPlane:
+    """What the routes work on; `reload` applies the configuration file in the name of an actor."""
+
+    of: Governance
+    keys: KeyStore
+    controls: Controls
+    reload: Callable[[str], Awaitable[dict[str, Any]]]
+
+
+def _plane(request: Request) -> AdminPlane:
+    plane: AdminPlane = request.app.state.plane
+    return plane
+
+
+Plane = Annotated[AdminPlane, Depends(_plane)]
+
+
+async def _actor(request: Request, plane: Plane) -> str:
+    key = plane.keys.lookup(read_head(request.scope["headers"]).secret, "admin")
+    if not isinstance(key, Key):
+        plane.of.metrics.unauthenticated(key.value)
+        raise Refused(errors.unauthenticated(key.value))
+    return key.key_id
+
+
+Actor = Annotated[str, Depends(_actor)]
+router = APIRouter()
+
+
 def admin_app(
     of: Governance, keys: KeyStore, controls: Controls, reload: Callable[[str], Awaitable[dict[str, Any]]]
 ) -> FastAPI:
-    """The application of the admin listener; `reload` applies the configuration file in the name of an actor."""
-    app = plain_app("Bursar admin")
+    """The application of the admin listener."""
+    app = plain_app("Bursar admin", router)
+    app.state.plane = AdminPlane(of, keys, controls, reload)
     app.add_middleware(BoundedBodies, bytes_max=BODY_BYTES_MAX, timeout_s=BODY_TIMEOUT_S)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            return refusal_response(errors.malformed(f"The body is not valid JSON: {first['ctx']['error']}."))
-        field = ".".join(str(part) for part in first["loc"] if part != "body")
-        return refusal_response(errors.malformed(f"{field or 'The body'}: {first['msg']}.", field or None))
-
-    @app.exception_handler(KeyFieldError)
-    async def unfit(request: Request, error: KeyFieldError) -> Response:
-        return refusal_response(errors.malformed(f"{error}.", str(error).split(":", 1)[0]))
-
-    async def away(request: Request, error: Exception) -> Response:
-        return refusal_response(Refusal(errors.GOVERNANCE_UNAVAILABLE, f"{error}."))
-
-    app.add_exception_handler(KeysError, away)
-    app.add_exception_handler(JournalError, away)
-
-    async def actor(request: Request) -> str:
-        key = keys.lookup(read_head(request.scope["headers"]).secret, "admin")
-        if not isinstance(key, Key):
-            of.metrics.unauthenticated(key.value)
-            raise Refused(errors.unauthenticated(key.value))
-        return key.key_id
-
-    Actor = Annotated[str, Depends(actor)]
-
-    @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/admin/budgets")
-    async def budgets(actor: Actor, budget: str | None = None) -> dict[str, Any]:
-        now_s = of.now_us() // US
-        configured = [views.budget_view(each) for each in of.book.budgets.values() if budget in (None, each.id)]
-        if budget is not None and not configured:
-            raise Refused(errors.malformed(f"There is no budget {budget!r}.", "budget"))
-        return {"budgets": configured, "counters": views.book_view(of.book, now_s, budget)}
-
-    @app.get("/admin/holds")
-    async def holds(actor: Actor) -> dict[str, Any]:
-        open_holds = list(of.book.holds.values())
-        shown = [views.hold_view(hold) for hold in open_holds[:HOLDS_SHOWN_MAX]]
-        return {"open": len(open_holds), "holds": shown}
-
-    @app.post("/admin/grant")
-    async def grant(asked: GrantRequest, actor: Actor) -> dict[str, Any]:
-        try:
-            return controls.grant(**asked.model_dump(), actor=actor)
-        except UnknownBudget as error:
-            raise Refused(errors.malformed(f"{error}.", "budget")) from error
-
-    @app.get("/admin/keys")
-    async def list_keys(actor: Actor) -> dict[str, Any]:
-        return {"keys": [views.key_view(key) for key in keys.list()]}
-
-    @app.post("/admin/keys")
-    async def create_key(asked: KeyRequest, actor: Actor) -> JSONResponse:
-        return JSONResponse(controls.create_key(**asked.model_dump(), actor=actor), 201)
-
-    @app.delete("/admin/keys/{key_id}")
-    async def revoke_key(key_id: str, actor: Actor) -> dict[str, Any]:
-        revoked = controls.revoke_key(key_id, actor)
-        if revoked is None:
-            raise Refused(Refusal(errors.UNKNOWN_ROUTE, f"There is no key {key_id!r}."))
-        return revoked
-
-    @app.post("/admin/reload")
-    async def reload_now(actor: Actor) -> JSONResponse:
-        result = await reload(actor)
-        return JSONResponse(result, 200 if result["applied"] else 422)
-
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(KeyFieldError, _unfit)
+    app.add_exception_handler(KeysError, _away)
+    app.add_exception_handler(JournalError, _away)
     return app
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return refusal_response(errors.malformed(f"The body is not valid JSON: {first['ctx']['error']}."))
+    field = ".".join(str(part) for part in first["loc"] if part != "body")
+    return refusal_response(errors.malformed(f"{field or 'The body'}: {first['msg']}.", field or None))
+
+
+async def _unfit(request: Request, error: Exception) -> Response:
+    return refusal_response(errors.malformed(f"{error}.", str(error).split(":", 1)[0]))
+
+
+async def _away(request: Request, error: Exception) -> Response:
+    return refusal_response(Refusal(errors.GOVERNANCE_UNAVAILABLE, f"{error}."))
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """Whether the process is alive."""
+    return {"status": "ok"}
+
+
+@router.get("/admin/budgets")
+async def budgets(plane: Plane, actor: Actor, budget: str | None = None) -> dict[str, Any]:
+    """Every budget with its live counters, or one."""
+    book, now_s = plane.of.book, plane.of.now_us() // US
+    configured = [views.budget_view(each) for each in book.budgets.values() if budget in (None, each.id)]
+    if budget is not None and not configured:
+        raise Refused(errors.malformed(f"There is no budget {budget!r}.", "budget"))
+    return {"budgets": configured, "counters": views.book_view(book, now_s, budget)}
+
+
+@router.get("/admin/holds")
+async def holds(plane: Plane, actor: Actor) -> dict[str, Any]:
+    """How many holds are open, and the oldest of them."""
+    open_holds = list(plane.of.book.holds.values())
+    shown = [views.hold_view(hold) for hold in open_holds[:HOLDS_SHOWN_MAX]]
+    return {"open": len(open_holds), "holds": shown}
+
+
+@router.post("/admin/grant")
+async def grant(asked: GrantRequest, plane: Plane, actor: Actor) -> dict[str, Any]:
+    """Raise a limit for a while."""
+    try:
+        return plane.controls.grant(**asked.model_dump(), actor=actor)
+    except UnknownBudget as error:
+        raise Refused(errors.malformed(f"{error}.", "budget")) from error
+
+
+@router.get("/admin/keys")
+async def list_keys(plane: Plane, actor: Actor) -> dict[str, Any]:
+    """Every key without its secret, revoked ones included."""
+    return {"keys": [views.key_view(key) for key in plane.keys.list()]}
+
+
+@router.post("/admin/keys")
+async def create_key(asked: KeyRequest, plane: Plane, actor: Actor) -> JSONResponse:
+    """Make a key; its secret is in this answer and nowhere else."""
+    return JSONResponse(plane.controls.create_key(**asked.model_dump(), actor=actor), 201)
+
+
+@router.delete("/admin/keys/{key_id}")
+async def revoke_key(key_id: str, plane: Plane, actor: Actor) -> dict[str, Any]:
+    """Revoke a key from now on."""
+    revoked = plane.controls.revoke_key(key_id, actor)
+    if revoked is None:
+        raise Refused(Refusal(errors.UNKNOWN_ROUTE, f"There is no key {key_id!r}."))
+    return revoked
+
+
+@router.post("/admin/reload")
+async def reload_now(plane: Plane, actor: Actor) -> JSONResponse:
+    """Apply the configuration file and the policy bundle again."""
+    result = await plane.reload(actor)
+    return JSONResponse(result, 200 if result["applied"] else 422)

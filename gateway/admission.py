@@ -38,6 +38,7 @@ class Admitted(NamedTuple):
     prices: Prices
     route: Route
     hold: Hold
+    members: bytes
     degraded: tuple[str, ...]
     admitted_us: int
     fallbacks: tuple[str, ...]
@@ -82,13 +83,15 @@ def _hold(of: Governance, ask: Ask, choice: Choice, now_us: int) -> Admitted | R
     if isinstance(hold, Shortfall):
         return errors.short_of_budget(hold, now_us // US, decision)
     degraded = _degraded(intent, offer, obligations, hold.cap)
-    rows.hold(row, hold, demand, decision, prices.version, offer.model, runtime.spec.id, degraded)
+    members = rows.hold(row, hold, demand, decision, prices.version, offer.model, runtime.spec.id, degraded)
     try:
-        of.journal.append("hold", rows.opened(hold, now_us))
+        of.journal.append("hold", rows.opened(hold, now_us), members)
     except JournalError as error:
         of.book.void(hold_id)
         return Refusal(errors.GOVERNANCE_UNAVAILABLE, f"The journal cannot be written: {error}.", decision=decision)
-    return Admitted(ask, decision, offer, runtime, prices, route, hold, degraded, now_us, obligations.fallback_models)
+    return Admitted(
+        ask, decision, offer, runtime, prices, route, hold, members, degraded, now_us, obligations.fallback_models
+    )
 
 
 def _subject(intent: Intent, model: str, runtime: RuntimeClient) -> Subject:

@@ -43,7 +43,8 @@ class BoundedBodies:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return errors.interrupted("client_left")
-            body += message.get("body", b"")
+            data: bytes = message.get("body", b"")
+            body += data
             if len(body) > self.bytes_max:
                 return errors.too_large(self.bytes_max)
             if not message.get("more_body"):

@@ -101,6 +101,8 @@ class _Call:
                 raise
             live.task.uncancel()
             await self._drain()
+            if self.response is not None:
+                self.response.close()  # at once, so that the runtime computes no more than the steps in flight
             await self._stop(*_STOPPED[live.stopped])
         finally:
             if self.admitted.hold.state is State.OPEN:

@@ -106,7 +106,7 @@ class Book(Section):
 class Policy(Section):
     """Where policies are decided; a relative bundle folder is relative to the configuration file."""
 
-    url: Annotated[str, Field(max_length=4096)] = "embedded:rego/"
+    url: Annotated[str, Field(max_length=4096)] = "embedded:"
     cache_max: Count = 10_000
     timeout_ms: Annotated[Whole, Field(gt=0, le=60_000)] = 50
 

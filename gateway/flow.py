@@ -74,7 +74,8 @@ def settle(of: Governance, admitted: Admitted, outcome: Outcome) -> Settlement |
     if settlement is None:
         return None
     duration_us = now_us - ask.arrived_us
-    of.record_usage(rows.settled(settlement, usage, charged, admitted.prices, outcome, duration_us, now_us))
+    more = rows.settled(settlement, usage, charged, admitted.prices, outcome, duration_us, now_us)
+    of.record_usage(more, hold.row, admitted.members)
     of.metrics.settled(
         intent.endpoint,
         admitted.offer.model,

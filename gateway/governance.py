@@ -69,10 +69,13 @@ class Governance:
         """Whether the journal keeps room for the settlement of every open hold and of one more."""
         return self.journal.room_for(len(self.book.holds))
 
-    def record_usage(self, row: dict[str, Any]) -> None:
-        """Write a `usage` row to the journal and keep it at hand for its caller."""
-        self.journal.append("usage", row)
-        self.recent.add(row)
+    def record_usage(self, more: dict[str, Any], row: dict[str, Any] | None = None, members: bytes = b"") -> None:
+        """Write a `usage` row to the journal and keep it at hand for its caller.
+
+        `row` is what it has in common with the record of its hold, and `members` the same as JSON.
+        """
+        self.journal.append("usage", more, members)
+        self.recent.add(more["event_id"], row or {}, more)
 
     def announce(self, settlement: Settlement) -> None:
         """Record and publish what a settlement revealed: thresholds crossed and overages posted."""

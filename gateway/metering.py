@@ -19,8 +19,8 @@ STEPS_IN_FLIGHT = 1
 class Observed(NamedTuple):
     """What was seen of one call: `sent` is False while nothing reached the runtime.
 
-    `is_complete` says that the answer came to its own end, `is_error` that it was a complete error response, and
-    `produced` how many bytes of output were seen without a report.
+    `is_complete` says that the answer came to its own end, `is_error` that it was an error response, and `produced` how
+    many bytes of output were seen without a report.
     """
 
     sent: bool
@@ -34,7 +34,7 @@ class Observed(NamedTuple):
 def usage_of(seen: Observed, input_bound: int, output_bound: int, choices: int, rate: GpuRate) -> Usage:
     """The usage to charge, never more unsure than what was seen; `output_bound` is the cap held over all choices."""
     report = seen.report
-    if not seen.sent or (seen.is_error and report is None):
+    if not seen.sent or (seen.is_complete and seen.is_error and report is None):
         return NOTHING
     if report is not None:
         if seen.is_complete:

@@ -110,7 +110,7 @@ class BoundedProtocol(HttpToolsProtocol):
             raise HeadRefused
 
     def _check_body(self, size: int) -> None:
-        """Chunk extensions and trailers are no body: what comes without making the body grow is bounded as a head is."""
+        """What comes without making the body grow, a chunk extension or a trailer, is bounded as a head is."""
         body = self.cycle.body
         if body is not self._body or len(body) != self._body_bytes:
             self._body, self._body_bytes, self._idle_bytes = body, len(body), 0

@@ -5,15 +5,17 @@ Everything but the four of `UNAUTHENTICATED` asks for a key.
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from domain.ids import uuid7
 from domain.intent import Intent, Principal
 from gateway import errors, openapi, views
+from gateway.catalogue import Offer
 from gateway.errors import ErrorKind, Refusal
 from gateway.governance import Governance
 from gateway.identity import read_head
@@ -54,104 +56,151 @@ def refusal_response(refusal: Refusal, extra: Mapping[str, str] | None = None) -
     return Response(body, refusal.kind.status, {**headers, "x-request-id": uuid7(), **(extra or {})})
 
 
-def plain_app(title: str) -> FastAPI:
-    """A FastAPI application that says its errors as the error table does."""
+def plain_app(title: str, router: APIRouter) -> FastAPI:
+    """A FastAPI application of these routes that says its errors as the error table does."""
     app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> Response:
-        return refusal_response(error.refusal)
-
-    @app.exception_handler(HTTPException)
-    async def failed(request: Request, error: HTTPException) -> Response:
-        kind = _KINDS.get(error.status_code, errors.INVALID_REQUEST._replace(status=error.status_code))
-        return refusal_response(Refusal(kind, f"{request.method} {request.url.path}: {error.detail}."), error.headers)
-
-    @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> Response:
-        return refusal_response(Refusal(errors.INTERNAL_ERROR, "The gateway failed on this request; its log says how."))
-
+    app.include_router(router)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(HTTPException, _failed)
+    app.add_exception_handler(Exception, _broken)
     return app
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return refusal_response(error.refusal)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = _KINDS.get(error.status_code, errors.INVALID_REQUEST._replace(status=error.status_code))
+    refusal = Refusal(kind, f"{request.method} {request.url.path}: {error.detail}.")
+    return refusal_response(refusal, error.headers)
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    return refusal_response(Refusal(errors.INTERNAL_ERROR, "The gateway failed on this request; its log says how."))
+
+
+@dataclass(frozen=True, slots=True)
+class PublicPlane:
+    """What the routes look at; `ledger` finds the running ledger process."""
+
+    of: Governance
+    keys: KeyStore
+    live: Live
+    pseudonyms: Pseudonyms
+    ledger: Callable[[], LedgerClient | None]
+
+
+def _plane(request: Request) -> PublicPlane:
+    plane: PublicPlane = request.app.state.plane
+    return plane
+
+
+Plane = Annotated[PublicPlane, Depends(_plane)]
+
+
+async def _caller(request: Request, plane: Plane) -> Principal:
+    key = plane.keys.lookup(read_head(request.scope["headers"]).secret)
+    if not isinstance(key, Key):
+        plane.of.metrics.unauthenticated(key.value)
+        raise Refused(errors.unauthenticated(key.value))
+    return plane.pseudonyms.applied(key.principal, None)
+
+
+Caller = Annotated[Principal, Depends(_caller)]
+router = APIRouter()
 
 
 def public_app(
     of: Governance, keys: KeyStore, live: Live, pseudonyms: Pseudonyms, ledger: Callable[[], LedgerClient | None]
 ) -> FastAPI:
-    """The application of these routes; `ledger` finds the running ledger process."""
-    app = plain_app("Bursar")
-
-    async def caller(request: Request) -> Principal:
-        key = keys.lookup(read_head(request.scope["headers"]).secret)
-        if not isinstance(key, Key):
-            of.metrics.unauthenticated(key.value)
-            raise Refused(errors.unauthenticated(key.value))
-        return pseudonyms.applied(key.principal, None)
-
-    Caller = Annotated[Principal, Depends(caller)]
-
-    @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @app.get("/readyz")
-    async def readyz() -> JSONResponse:
-        parts = {
-            "draining": live.is_draining,
-            "journal_has_room": of.has_room(),
-            "policy_revision": of.decider.revision,
-            "runtimes": {name: client.is_healthy for name, client in of.catalogue.runtimes.items()},
-        }
-        is_ready = not live.is_draining and of.has_room() and any(parts["runtimes"].values())
-        return JSONResponse({"ready": is_ready, **parts}, 200 if is_ready else 503)
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(of.metrics.render(), media_type=CONTENT_TYPE)
-
-    @app.get("/openapi.json")
-    async def document() -> dict[str, Any]:
-        return openapi.document()
-
-    @app.get("/v1/models")
-    async def models(principal: Caller) -> dict[str, Any]:
-        offers = of.catalogue.offers.values()
-        offered = [_model_view(offer.model) for offer in offers if _is_offered(of, principal, offer)]
-        return {"object": "list", "data": offered}
-
-    @app.get("/v1/models/{model:path}")
-    async def model(model: str, principal: Caller) -> dict[str, Any]:
-        offer = of.catalogue.offers.get(model)
-        if offer is None or not _is_offered(of, principal, offer):
-            raise Refused(errors.unknown_model(model))
-        return _model_view(model)
-
-    @app.get("/v1/budgets")
-    async def budgets(principal: Caller) -> dict[str, Any]:
-        runtimes = {
-            offer.model: [client.spec.id for client in offer.runtimes] for offer in of.catalogue.offers.values()
-        }
-        return {"object": "list", "data": views.own_view(of.book, principal, runtimes, of.now_us() // US)}
-
-    @app.get("/v1/usage/{request_id}")
-    async def usage(request_id: str, principal: Caller) -> dict[str, Any]:
-        row = of.recent.get(request_id)
-        if row is None:
-            row = await asyncio.to_thread(_from_ledger, ledger, request_id, principal)
-        if row is None or (row["org"], row["team"], row["app"]) != principal[:3]:
-            message = f"No request {request_id!r} of yours is known; a row reaches the ledger within seconds."
-            raise Refused(Refusal(errors.USAGE_NOT_FOUND, message))
-        return {"object": "usage", **ABSENT, **row}
-
-    async def not_post(request: Request) -> Response:
-        refusal = Refusal(errors.METHOD_NOT_ALLOWED, f"{request.method} {request.url.path}: send a POST.")
-        return refusal_response(refusal, {"allow": "POST"})
-
+    """The application of these routes."""
+    app = plain_app("Bursar", router)
+    app.state.plane = PublicPlane(of, keys, live, pseudonyms, ledger)
     for path in ENDPOINTS:
-        app.add_route(path, not_post, methods=_OTHER_METHODS, include_in_schema=False)
+        app.add_route(path, _not_post, methods=_OTHER_METHODS, include_in_schema=False)
     return app
 
 
-def _is_offered(of: Governance, principal: Principal, offer: Any) -> bool:
+async def _not_post(request: Request) -> Response:
+    refusal = Refusal(errors.METHOD_NOT_ALLOWED, f"{request.method} {request.url.path}: send a POST.")
+    return refusal_response(refusal, {"allow": "POST"})
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """Whether the process is alive."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def readyz(plane: Plane) -> JSONResponse:
+    """Whether requests are taken: 503 while draining, without room in the journal, or with no healthy runtime."""
+    of, is_draining = plane.of, plane.live.is_draining
+    runtimes = {name: client.is_healthy for name, client in of.catalogue.runtimes.items()}
+    is_ready = not is_draining and of.has_room() and any(runtimes.values())
+    parts = {
+        "ready": is_ready,
+        "draining": is_draining,
+        "journal_has_room": of.has_room(),
+        "policy_revision": of.decider.revision,
+        "runtimes": runtimes,
+    }
+    return JSONResponse(parts, 200 if is_ready else 503)
+
+
+@router.get("/metrics")
+async def metrics(plane: Plane) -> Response:
+    """The metrics in Prometheus' text format."""
+    return Response(plane.of.metrics.render(), media_type=CONTENT_TYPE)
+
+
+@router.get("/openapi.json")
+async def document() -> dict[str, Any]:
+    """The OpenAPI document of the public listener."""
+    return openapi.document()
+
+
+@router.get("/v1/models")
+async def models(plane: Plane, principal: Caller) -> dict[str, Any]:
+    """The models offered to the caller."""
+    offers = plane.of.catalogue.offers.values()
+    offered = [_model_view(offer.model) for offer in offers if _is_offered(plane.of, principal, offer)]
+    return {"object": "list", "data": offered}
+
+
+@router.get("/v1/models/{model:path}")
+async def one_model(model: str, plane: Plane, principal: Caller) -> dict[str, Any]:
+    """One model offered to the caller."""
+    offer = plane.of.catalogue.offers.get(model)
+    if offer is None or not _is_offered(plane.of, principal, offer):
+        raise Refused(errors.unknown_model(model))
+    return _model_view(model)
+
+
+@router.get("/v1/budgets")
+async def budgets(plane: Plane, principal: Caller) -> dict[str, Any]:
+    """The counters that the caller's requests fall on."""
+    of = plane.of
+    runtimes = {offer.model: [client.spec.id for client in offer.runtimes] for offer in of.catalogue.offers.values()}
+    return {"object": "list", "data": views.own_view(of.book, principal, runtimes, of.now_us() // US)}
+
+
+@router.get("/v1/usage/{request_id}")
+async def usage(request_id: str, plane: Plane, principal: Caller) -> dict[str, Any]:
+    """What one request of the caller's used: from memory while it is recent, then from the ledger."""
+    row = plane.of.recent.get(request_id)
+    if row is None:
+        row = await asyncio.to_thread(_from_ledger, plane.ledger, request_id, principal)
+    if row is None or (row["org"], row["team"], row["app"]) != principal[:3]:
+        message = f"No request {request_id!r} of yours is known; a row reaches the ledger within seconds."
+        raise Refused(Refusal(errors.USAGE_NOT_FOUND, message))
+    return {"object": "usage", **ABSENT, **row}
+
+
+def _is_offered(of: Governance, principal: Principal, offer: Offer) -> bool:
     """Whether policy would admit this caller to the model on any of its endpoints, budgets aside."""
     return any(_admits(of, principal, offer.model, endpoint) for endpoint in sorted(offer.endpoints))
 

@@ -11,14 +11,15 @@ class Recent:
 
     def __init__(self, rows_max: int = RECENT_MAX) -> None:
         self.rows_max = rows_max
-        self._rows: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._rows: OrderedDict[str, tuple[dict[str, Any], dict[str, Any]]] = OrderedDict()
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Remember a row, forgetting the oldest when there are too many."""
-        self._rows[row["request_id"]] = row
+    def add(self, request_id: str, row: dict[str, Any], more: dict[str, Any]) -> None:
+        """Remember the two halves of a row, forgetting the oldest when there are too many."""
+        self._rows[request_id] = (row, more)
         if len(self._rows) > self.rows_max:
             self._rows.popitem(last=False)
 
     def get(self, request_id: str) -> dict[str, Any] | None:
         """The row of a request, or None when it is not among the newest."""
-        return self._rows.get(request_id)
+        halves = self._rows.get(request_id)
+        return None if halves is None else {**halves[0], **halves[1]}

@@ -1,5 +1,6 @@
 """Replies: the response headers that say what governed a request, and how a whole response is sent."""
 
+import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -14,6 +15,15 @@ Receive = Callable[[], Awaitable[Message]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
+# A resource that OpenAI's rate limit headers speak of -> their names: limit, remaining, reset.
+_RATED = {
+    resource: (
+        f"x-ratelimit-limit-{resource}".encode(),
+        f"x-ratelimit-remaining-{resource}".encode(),
+        f"x-ratelimit-reset-{resource}".encode(),
+    )
+    for resource in ("requests", "tokens")
+}
 
 
 async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:
@@ -50,35 +60,29 @@ def governed_headers(admitted: Admitted, now_s: int) -> Headers:
 
 
 def budget_headers(route: Route, now_s: int) -> Headers:
-    """`x-bursar-budget` names the hard counter with the smallest part left; `x-ratelimit-*` are OpenAI's.
-
-    Of several counters of requests, or of tokens, the one with the fewest left speaks for all.
-    """
+    """`x-bursar-budget` names the hard counter with the smallest part left; `x-ratelimit-*` are OpenAI's."""
     tightest: Counter | None = None
-    least = 2.0
-    limits: dict[str, Counter] = {}
+    least = math.inf
+    rated: dict[str, tuple[int, Counter]] = {}
     for counter, _, hard in route.counters:
         if not hard:
             continue
-        left = counter.available
+        left = counter.limit - counter.spent - counter.held
         part = left / counter.limit if counter.limit else 0.0
         if part < least:
             tightest, least = counter, part
         resource = counter.budget.resource
-        if (resource == "requests" or resource == "tokens") and (
-            resource not in limits or left < limits[resource].available
-        ):
-            limits[resource] = counter
+        if resource in _RATED and (resource not in rated or left < rated[resource][0]):
+            rated[resource] = (left, counter)
     headers: Headers = []
-    for resource, counter in limits.items():
-        name = resource.encode()
-        headers += (
-            (b"x-ratelimit-limit-" + name, b"%d" % counter.limit),
-            (b"x-ratelimit-remaining-" + name, b"%d" % max(0, counter.available)),
-        )
+    for resource, (left, counter) in rated.items():
+        limit_name, remaining_name, reset_name = _RATED[resource]
+        headers.append((limit_name, b"%d" % counter.limit))
+        headers.append((remaining_name, b"%d" % max(0, left)))
         if counter.budget.window.kind != "total":
-            headers.append((b"x-ratelimit-reset-" + name, b"%ds" % max(0, counter.turns_s - now_s)))
+            headers.append((reset_name, b"%ds" % max(0, counter.turns_s - now_s)))
     if tightest is not None:
-        value = f"{tightest.budget.id};remaining={max(0, tightest.available)};resource={tightest.budget.resource}"
+        budget = tightest.budget
+        value = f"{budget.id};remaining={max(0, tightest.available)};resource={budget.resource}"
         headers.append((b"x-bursar-budget", value.encode()))
     return headers

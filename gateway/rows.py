@@ -6,6 +6,8 @@ A column that is empty or zero is left out: the ledger's default is the same, an
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import orjson
+
 from domain.amounts import MILLION, Amounts
 from domain.decision import Decision
 from domain.intent import Intent
@@ -78,8 +80,11 @@ def hold(
     model: str,
     runtime: str,
     degraded: tuple[str, ...],
-) -> None:
-    """Add the columns that a hold adds: the decision, the price, what serves it and how much is held."""
+) -> bytes:
+    """Add the columns that a hold adds: the decision, the price, what serves it and how much is held.
+
+    Returns the whole row as JSON members, because two records of the request begin with it.
+    """
     fixed, rates, cap = demand.fixed, demand.per_output_mtok, held.cap
     row["hold_id"] = held.hold_id
     row["decision_id"] = decision.decision_id
@@ -94,12 +99,15 @@ def hold(
     row["cache_domain"] = decision.obligations.cache_domain
     if degraded:
         row["degraded"] = ",".join(degraded)
+    return orjson.dumps(row)[1:-1]
 
 
 def opened(held: Hold, now_us: int) -> dict[str, Any]:
-    """The `hold` record of an opened hold: all that its settlement needs if this process does not live to make it."""
+    """What the `hold` record of an opened hold adds to its row.
+
+    Together they are all that its settlement needs if this process does not live to make it.
+    """
     return {
-        **held.row,
         "ts_us": now_us,
         "event_id": held.hold_id,
         "action": "opened",
@@ -130,12 +138,10 @@ def settled(
     duration_us: int,
     now_us: int,
 ) -> dict[str, Any]:
-    """The `usage` record that settles a hold; a request has one, so its id is the event's."""
-    base = settlement.hold.row
-    row = {
-        **base,
+    """What the `usage` record that settles a hold adds to its row; a request has one, so its id is the event's."""
+    row: dict[str, Any] = {
         "ts_us": now_us,
-        "event_id": base["request_id"],
+        "event_id": settlement.hold.row["request_id"],
         "status": outcome.status,
         "http_status": outcome.http_status,
         "input_tokens": usage.input_tokens,

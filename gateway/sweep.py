@@ -2,20 +2,31 @@
 
 import asyncio
 
+import structlog
+
 from domain.usage import Usage
 from gateway import rows
 from gateway.governance import Governance
 from gateway.live import Live
 from ledger.holds import Hold, State
+from ledger.journal import JournalError
 
+log = structlog.get_logger(__name__)
 PERIOD_S = 0.5
 US = 1_000_000
 
 
 async def sweep_forever(of: Governance, live: Live) -> None:
     """Sweep until cancelled."""
+    said = ""
     while True:
-        sweep(of, live)
+        try:
+            sweep(of, live)
+        except JournalError as error:
+            # Admissions are refused for as long as the journal takes nothing; overdue calls must still be stopped.
+            if said != str(error):
+                said = str(error)
+                log.error("holds were neither renewed nor expired", reason=said)
         await asyncio.sleep(PERIOD_S)
 
 
@@ -47,6 +58,9 @@ def expire(of: Governance, live: Live, now_us: int) -> None:
     for hold in due:
         if hold.hold_id in owned:
             continue
+        if not of.journal.room_for(0):
+            # A charge without its row would never be in the ledger: the hold stays until it can be recorded.
+            return
         settlement = of.book.expire(hold.hold_id, now_us)
         of.record_usage(rows.expired(settlement, now_us))
         of.metrics.hold_expired()

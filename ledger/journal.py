@@ -127,10 +127,11 @@ class Journal:
         journal._thread.start()
         return journal
 
-    def append(self, kind: str, body: Mapping[str, Any]) -> int:
+    def append(self, kind: str, body: Mapping[str, Any], members: bytes = b"") -> int:
         """Writes one record and returns its seq: a kill of the process cannot lose it, the next fsync is due in 10 ms.
 
-        `seq` and `kind` are the journal's own; `event_id` and `ts_us` are made unless the body has them.
+        `seq` and `kind` are the journal's own; `event_id` and `ts_us` are made unless the body has them. `members` are
+        further members of the record's JSON object, serialised before: `"a":1,"b":2`.
         JournalFull and JournalFailed leave the journal as it was.
         """
         if not _OWN_KEYS.isdisjoint(body):
@@ -141,6 +142,8 @@ class Journal:
         if "ts_us" not in body:
             body = {"ts_us": time.time_ns() // 1000, **body}
         rest = head + orjson.dumps(body, default=_plain)[1:]
+        if members:
+            rest = b"%b,%b}" % (rest[:-1], members)
         size_bytes = HEADER_BYTES + _SEQ_BYTES + len(rest)
         if size_bytes > RECORD_BYTES_MAX:
             raise ValueError(f"a record of {size_bytes} bytes is over the limit of {RECORD_BYTES_MAX}")
@@ -203,8 +206,8 @@ class Journal:
         payload = b'{"seq":%d%b' % (seq, rest)
         digest = hashlib.sha256(self._tail_sha256 + payload).digest()
         record = HEADER.pack(len(payload), digest) + payload
-        # The segment is allocated, so a store into its mapping cannot fail for want of space; like write(2) it is in the
-        # page cache when this returns and survives the process, at a fraction of the cost of the system call.
+        # The segment is allocated, so a store into its mapping cannot fail for want of space; like write(2) it is in
+        # the page cache when this returns and survives the process, without a system call that waits for an fsync.
         end = self._offset + len(record)
         self._pages[self._offset : end] = record
         self._offset = end

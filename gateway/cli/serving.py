@@ -11,7 +11,6 @@ import structlog
 import typer
 import uvloop
 
-from gateway import demo
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption
 from gateway.cli.output import console
 from gateway.config_file import LoadedConfig, load
@@ -41,7 +40,12 @@ def up(
     if once and not is_demo:
         raise typer.BadParameter("--once goes with --demo")
     _log_to_stderr()
-    path = demo.CONFIG if is_demo and not config.exists() else config
+    path = config
+    if is_demo:
+        # The OpenAI SDK comes with the extra `demo`; nothing else needs it, or should load it for half a second.
+        from gateway import demo  # noqa: PLC0415
+
+        path = config if config.exists() else demo.CONFIG
     loaded = load(path)
     at_home = Home(home)
     overrides = _overrides(port, admin_port)

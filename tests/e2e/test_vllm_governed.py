@@ -162,12 +162,14 @@ async def test_policy_and_not_the_client_says_who_goes_first(governed: Governed)
     async with (
         governed.client() as client,
         asyncio.TaskGroup() as group,
-        occupied(governed, episode, client, SEATS),
+        occupied(governed, client, episode, SEATS) as leaving,
     ):
         group.create_task(ask("bulk", extra_body={"priority": AHEAD_OF_ALL}))
         await until_state(governed, running=SEATS, waiting=1)
         group.create_task(ask("urgent"))
         await until_state(governed, running=SEATS, waiting=2)
+        leaving[0].set()
+        await until_state(governed, running=SEATS - 1, waiting=0)
     counted = episode.end()
     assert order == ["urgent", "bulk"]
     assert counted.agrees, counted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from asyncio import Event
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -14,8 +15,7 @@ from openai import AsyncOpenAI
 from tests.e2e.configuration import CHAT_MODEL
 from tests.e2e.governed import Episode, Governed
 
-SEATED_TOKENS = 320
-STAGGER_TOKENS = 20  # far enough apart that no two seats come free in the same step
+SEATED_TOKENS = 3000  # many seconds of answer; who has a seat keeps it until told to leave
 POLL_S = 0.02
 POLLS_MAX = 1500
 
@@ -79,14 +79,29 @@ async def send_and_leave(governed: Governed, body: dict[str, Any], headers: dict
 
 
 @asynccontextmanager
-async def occupied(governed: Governed, episode: Episode, client: AsyncOpenAI, seats: int) -> AsyncIterator[None]:
-    """Have all of vLLM's seats taken as the context begins; they come free one after another."""
+async def occupied(governed: Governed, client: AsyncOpenAI, episode: Episode, seats: int) -> AsyncIterator[list[Event]]:
+    """Have all of vLLM's seats taken while the context lasts; each event that is set frees one earlier."""
+    leaving = [Event() for _ in range(seats)]
     async with asyncio.TaskGroup() as group:
-        for seat in range(seats):
-            body = asked(f"Seat {seat}", SEATED_TOKENS + seat * STAGGER_TOKENS)
-            group.create_task(client.chat.completions.create(**body, extra_headers=episode.headers()))
-        await until_state(governed, running=seats, waiting=0)
-        yield
+        for seat, leave in enumerate(leaving):
+            group.create_task(_sit(client, asked(f"Seat {seat}", SEATED_TOKENS), episode.headers(), leave))
+        try:
+            await until_state(governed, running=seats, waiting=0)
+            yield leaving
+        finally:
+            for leave in leaving:
+                leave.set()
+
+
+async def _sit(client: AsyncOpenAI, body: dict[str, Any], headers: dict[str, str], leave: Event) -> None:
+    """Read an answer until told to leave in the middle of it."""
+    stream = await client.chat.completions.create(**body, stream=True, extra_headers=headers)
+    async for _ in stream:
+        if leave.is_set():
+            break
+    else:
+        raise AssertionError("the answer ended before its client was told to leave")
+    await stream.close()
 
 
 async def until_state(governed: Governed, *, running: int, waiting: int) -> None:

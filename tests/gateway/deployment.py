@@ -88,7 +88,19 @@ def tables() -> dict[str, Any]:
         "capped": _offer(max_output_tokens=2, max_input_tokens=2000),
         "backed": _offer(fallback_models=["absent", "plain"]),
     }
-    named = ("plain", "renamed", "embed", "shrinking", "patient", "capped", "brief", "fragile", "foreign", "absent", "backed")
+    named = (
+        "plain",
+        "renamed",
+        "embed",
+        "shrinking",
+        "patient",
+        "capped",
+        "brief",
+        "fragile",
+        "foreign",
+        "absent",
+        "backed",
+    )
     row = {
         "offers": {model: model if model in offers else "plain" for model in named},
         "run_depth_max": 4,
@@ -112,7 +124,11 @@ def deploy(folder: Path, fake_url: str, **sections: Any) -> Path:
 
 
 def _runtime(name: str, url: str, **more: Any) -> dict[str, Any]:
-    rates = {"gpu_nusd_per_hour": 2_500_000_000, "gpu_us_per_input_mtok": 25_000_000, "gpu_us_per_output_mtok": 500_000_000}
+    rates = {
+        "gpu_nusd_per_hour": 2_500_000_000,
+        "gpu_us_per_input_mtok": 25_000_000,
+        "gpu_us_per_output_mtok": 500_000_000,
+    }
     return {"id": name, "owner": "platform", "url": url, **rates, **more}
 
 

@@ -1,8 +1,9 @@
-"""A runtime that does what each request tells it to: the request's own field `script`, which Bursar passes on untouched.
+"""A runtime that does what the field `script` of each request tells it to, which Bursar passes on untouched.
 
 A script says `status`, `type`, `headers` and `steps`. A step is a text to send, a number of seconds to wait, or null:
-cut the connection. `[text, times]` sends a text over and over, `split` sends every byte on its own, and `encoding` is that of the texts. Without a
-script it answers as a runtime does, with 7 prompt tokens and up to 3 of output, one a chunk.
+cut the connection. `[text, times]` sends a text over and over, `split` sends every byte on its own, `encoding` is that
+of the texts, and `late_head` keeps the head back until the first text. Without a script it answers as a runtime does,
+with 7 prompt tokens and up to 3 of output, one a chunk.
 """
 
 import asyncio
@@ -65,7 +66,10 @@ class FakeRuntime:
 async def answer(writer: asyncio.StreamWriter, script: dict[str, Any]) -> None:
     """Send what a script says."""
     steps = script.get("steps", [])
-    lines = [f"HTTP/1.1 {script.get('status', 200)} Scripted", f"Content-Type: {script.get('type', 'application/json')}"]
+    lines = [
+        f"HTTP/1.1 {script.get('status', 200)} Scripted",
+        f"Content-Type: {script.get('type', 'application/json')}",
+    ]
     lines += [*script.get("headers", []), "Transfer-Encoding: chunked", "Connection: close", "", ""]
     if not script.get("late_head"):
         writer.write("\r\n".join(lines).encode())
@@ -113,7 +117,13 @@ def whole(used: dict[str, Any] | None, content: str = "one two three", **more: A
 def chunk(content: str, used: dict[str, Any] | None = None, index: int = 0) -> str:
     """A chunk's JSON as vLLM writes it: compact, with its usage last."""
     choices = [{"index": index, "delta": {"content": content}, "finish_reason": None}]
-    body: dict[str, Any] = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": choices}
+    body: dict[str, Any] = {
+        "id": "c",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "m",
+        "choices": choices,
+    }
     return json.dumps(body if used is None else {**body, "usage": used}, separators=(",", ":"))
 
 
@@ -155,7 +165,7 @@ def running() -> Iterator[FakeRuntime]:
     fake = FakeRuntime()
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(asyncio.start_server(fake.serve, "127.0.0.1", 0))
-    fake.url = "http://127.0.0.1:{}".format(server.sockets[0].getsockname()[1])
+    fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
@@ -169,7 +179,7 @@ def running() -> Iterator[FakeRuntime]:
 
 async def _stop(server: asyncio.Server) -> None:
     server.close()
-    rest = asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]  # this is a task
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:
         task.cancel()
     await asyncio.gather(*rest, return_exceptions=True)

@@ -38,7 +38,11 @@ class GatewayProcess:
         arguments = [command, "--home", str(home), "--config", str(config), "--port", "0", "--admin-port", "0"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gateway", *arguments], cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                [sys.executable, "-m", "gateway", *arguments],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
             )
         self._cursor: Cursor | None = None
         self._rows: list[dict[str, Any]] = []
@@ -106,7 +110,9 @@ class GatewayProcess:
         """The sum of the samples of a metric that carry these labels."""
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
         lines = self.client.get("/metrics").text.splitlines()
-        found = [line for line in lines if line.startswith((f"{name}{{", f"{name} ")) and all(map(line.__contains__, wanted))]
+        found = [
+            line for line in lines if line.startswith((f"{name}{{", f"{name} ")) and all(map(line.__contains__, wanted))
+        ]
         return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
     def resident_bytes(self) -> int:
@@ -174,7 +180,12 @@ def until(holds: Callable[[], bool], what: str, timeout_s: float = SETTLED_S) ->
 
 def bursar(*arguments: str, home: Path, config: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run one `bursar` command on a home to its end."""
-    environment = {**os.environ, "BURSAR_HOME": str(home), "BURSAR_CONFIG": str(config or home / "none.yaml"), **environ}
+    environment = {
+        **os.environ,
+        "BURSAR_HOME": str(home),
+        "BURSAR_CONFIG": str(config or home / "none.yaml"),
+        **environ,
+    }
     command = [sys.executable, "-m", "gateway", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110)
 

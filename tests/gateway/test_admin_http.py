@@ -146,7 +146,12 @@ def test_an_unknown_budget_is_named(gateway: GatewayProcess) -> None:
 
 
 def test_the_admin_plane_has_no_data_plane_routes(gateway: GatewayProcess) -> None:
-    for method, path in [("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/nowhere"), ("GET", "/docs")]:
+    for method, path in [
+        ("POST", "/v1/chat/completions"),
+        ("GET", "/v1/models"),
+        ("GET", "/nowhere"),
+        ("GET", "/docs"),
+    ]:
         error_of(gateway.admin.request(method, path), 404, "unknown_route")
     answer = gateway.admin.put("/admin/grant", json={})
     error_of(answer, 405, "method_not_allowed")

@@ -9,7 +9,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -147,7 +146,9 @@ def test_a_new_model_and_a_new_offer_are_served_after_a_reload(own: GatewayProce
     assert revision(own) != before
     row = own.ended(own.chat(model="fresh"))
     assert (row["served_model"], row["policy_revision"]) == ("fresh", revision(own))
-    assert [each for each in own.records("control") if each["action"] == "policy_loaded"][-1]["subject"] == revision(own)
+    assert [each for each in own.records("control") if each["action"] == "policy_loaded"][-1]["subject"] == revision(
+        own
+    )
 
 
 @pytest.mark.parametrize(
@@ -187,13 +188,17 @@ def test_what_needs_a_restart_is_said(own: GatewayProcess) -> None:
 
 
 def test_crossed_thresholds_are_told_once_each(own: GatewayProcess, heard: tuple[str, Events]) -> None:
-    """A soft budget of 100 at 80, 95 and beyond: three signals, three webhooks, and nothing is refused."""
-    for output in (70, 5, 10, 20):
-        answer = own.chat("watched", max_tokens=70, script={"steps": [whole(usage(output, prompt=5))]})
+    """A soft budget of 100 at 75, 86, 96, 106 and 116: three signals, three webhooks, and nothing is refused."""
+    for output in (70, 6, 5, 5, 5):
+        answer = own.chat("watched", script={"steps": [whole(usage(output, prompt=5))]})
         assert answer.status_code == 200
         own.ended(answer)
-    told = [heard[1].get(timeout=5)[0] for _ in range(2)]
-    assert [event["subject"] for event in told] == ["watched"] * len(told)
     signals = [row for row in own.records("signal") if row["subject"] == "watched"]
-    assert [row["level"] for row in signals][:2] == [event["level"] for event in told]
-    assert [row["name"] for row in signals] == ["budget_threshold"] * len(signals)
+    assert [(row["name"], row["level"], row["value"]) for row in signals] == [
+        ("budget_threshold", "warn", 86),
+        ("budget_threshold", "critical", 96),
+        ("budget_threshold", "exhausted", 106),
+    ]
+    told = [heard[1].get(timeout=5)[0] for _ in signals]
+    assert [event["event_id"] for event in told] == [row["event_id"] for row in signals]
+    assert heard[1].empty()

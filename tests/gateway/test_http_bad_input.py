@@ -155,7 +155,8 @@ def test_choices_and_prompts_multiply_what_is_held(gateway: GatewayProcess, fake
 
 def test_a_null_means_that_a_field_is_not_there(gateway: GatewayProcess) -> None:
     names = ("n", "best_of", "max_tokens", "stream", "stream_options", "tools", "cache_salt", "prompt_embeds")
-    answer = gateway.chat(**dict.fromkeys(names))
+    nulls: dict[str, Any] = dict.fromkeys(names)
+    answer = gateway.chat(**nulls)
     assert answer.status_code == 200
     assert gateway.ended(answer)["status"] == "ok"
 

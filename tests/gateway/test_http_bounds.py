@@ -86,7 +86,9 @@ def authorized(gateway: GatewayProcess) -> bytes:
     ],
     ids=["one long header", "many headers", "large headers", "folded headers", "blank lines"],
 )
-def test_a_flood_of_headers_is_refused_after_some_kilobytes(gateway: GatewayProcess, start: bytes, piece: bytes) -> None:
+def test_a_flood_of_headers_is_refused_after_some_kilobytes(
+    gateway: GatewayProcess, start: bytes, piece: bytes
+) -> None:
     with memory_bounded(gateway), gateway.raw() as connection:
         connection.sendall(start)
         taken = flood(connection, pieces(piece))
@@ -232,7 +234,9 @@ def test_a_large_body_where_none_belongs_is_not_read(gateway: GatewayProcess, pa
 def test_a_large_body_on_the_admin_plane_is_refused_unread(gateway: GatewayProcess, has_length: bool) -> None:
     headers = {"content-type": "application/json"} | ({"content-length": str(50 * MIB + 32)} if has_length else {})
     with memory_bounded(gateway):
-        error_of(gateway.admin.post("/admin/grant", content=chunks(50 * MIB), headers=headers), 413, "request_too_large")
+        error_of(
+            gateway.admin.post("/admin/grant", content=chunks(50 * MIB), headers=headers), 413, "request_too_large"
+        )
 
 
 def test_a_body_on_the_admin_plane_that_does_not_come_is_given_up(gateway: GatewayProcess) -> None:

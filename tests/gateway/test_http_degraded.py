@@ -1,5 +1,7 @@
 """Less than was asked, and said so: caps that shrink, models that stand in, tools that are taken out."""
 
+from typing import Any
+
 from tests.gateway.deployment import HELLO_BOUND
 from tests.gateway.fake_runtime import FakeRuntime
 from tests.gateway.gateway_process import GatewayProcess, error_of
@@ -44,7 +46,8 @@ def test_without_shrinking_a_cap_is_held_whole_or_not_at_all(gateway: GatewayPro
 
 def test_policy_lowers_the_cap(gateway: GatewayProcess, fake: FakeRuntime) -> None:
     for name in ("max_tokens", "max_completion_tokens"):
-        answer = gateway.chat(model="capped", **{name: 50})
+        asked: dict[str, Any] = {name: 50}
+        answer = gateway.chat(model="capped", **asked)
         row = gateway.ended(answer)
         assert answer.headers["x-bursar-degraded"] == row["degraded"] == "max_tokens"
         body = fake.received[row["request_id"]].body

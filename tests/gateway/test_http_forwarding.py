@@ -10,7 +10,7 @@ from domain.ids import uuid7
 from tests.gateway.fake_runtime import FakeRuntime, Received, chunk, closing, events, sse, usage
 from tests.gateway.gateway_process import HELLO, GatewayProcess
 
-UNKNOWN = {
+UNKNOWN: dict[str, Any] = {
     "temperature": 0.1,
     "seed": 2**53 + 1,
     "logit_bias": {"50256": -100},

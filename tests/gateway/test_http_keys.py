@@ -1,4 +1,4 @@
-"""Who may call: keys that are missing, unknown, expired, revoked or of the other plane are refused, and leave no row."""
+"""Who may call: keys that are missing, unknown, expired, revoked or of the other plane leave no row."""
 
 import time
 
@@ -26,7 +26,9 @@ def assert_unauthenticated(gateway: GatewayProcess, headers: dict[str, str], rea
     assert gateway.metric("bursar_unauthenticated_total", reason=reason) == counted + len(answers)
 
 
-@pytest.mark.parametrize("headers", [{}, {"authorization": ""}, {"authorization": "Basic Zm9vOmJhcg=="}, {"x-api-key": ""}])
+@pytest.mark.parametrize(
+    "headers", [{}, {"authorization": ""}, {"authorization": "Basic Zm9vOmJhcg=="}, {"x-api-key": ""}]
+)
 def test_a_missing_key_is_refused(gateway: GatewayProcess, headers: dict[str, str]) -> None:
     assert_unauthenticated(gateway, headers, "missing")
 

@@ -11,7 +11,9 @@ from tests.gateway.fake_runtime import FakeRuntime, usage, whole
 from tests.gateway.gateway_process import GatewayProcess, error_of, until
 
 
-def refused(gateway: GatewayProcess, fake: FakeRuntime, answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+def refused(
+    gateway: GatewayProcess, fake: FakeRuntime, answer: httpx.Response, status: int, code: str
+) -> dict[str, Any]:
     """The error of a refusal, which left one row, charged nothing and never reached the runtime."""
     error = error_of(answer, status, code)
     row = gateway.ended(answer)

@@ -8,7 +8,9 @@ ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 OPEN = ("/healthz", "/readyz", "/metrics", "/openapi.json")
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/responses", "/v2/models", "/admin/holds", "/docs", "/v1/chat/completions/"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/responses", "/v2/models", "/admin/holds", "/docs", "/v1/chat/completions/"]
+)
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_an_unknown_route_is_denied(gateway: GatewayProcess, method: str, path: str) -> None:
     answer = gateway.client.request(method, path, headers=gateway.headers("free"))

@@ -17,7 +17,9 @@ ERROR = {"error": {"message": "the runtime's own words", "type": "BadRequestErro
 
 def tokens(row: dict[str, Any]) -> int:
     """What the day's budget of tokens was charged by a row, which names it once."""
-    charged = [amount for budget, _, _, resource, amount in row["charges"] if (budget, resource) == ("org-day", "tokens")]
+    charged = [
+        amount for budget, _, _, resource, amount in row["charges"] if (budget, resource) == ("org-day", "tokens")
+    ]
     assert len(charged) == 1
     assert charged[0] == row["input_tokens"] + row["output_tokens"]
     total: int = charged[0]
@@ -129,9 +131,7 @@ def test_more_than_was_held_is_posted_alarmed_and_counted(gateway: GatewayProces
     assert (counter["spent"], counter["held"]) == (14_000, 0)
 
 
-@pytest.mark.parametrize(
-    "steps", [[None], ['{"choices":', None]], ids=["before a byte of it", "in the middle"]
-)
+@pytest.mark.parametrize("steps", [[None], ['{"choices":', None]], ids=["before a byte of it", "in the middle"])
 def test_an_answer_that_is_cut_off_is_charged_in_full(gateway: GatewayProcess, steps: list[Any]) -> None:
     row = failed(gateway, gateway.chat(max_tokens=CAP, script={"steps": steps}), 502, "upstream_error")
     assert tokens(row) == HELLO_BOUND + CAP
@@ -181,7 +181,9 @@ def test_a_runtime_that_keeps_failing_is_left_alone_for_a_while(gateway: Gateway
     assert gateway.client.get("/readyz").json()["runtimes"]["fragile"] is True
 
 
-def test_an_overloaded_runtime_is_tried_once_more_before_it_is_believed(gateway: GatewayProcess, fake: FakeRuntime) -> None:
+def test_an_overloaded_runtime_is_tried_once_more_before_it_is_believed(
+    gateway: GatewayProcess, fake: FakeRuntime
+) -> None:
     before = len(fake.received)
     answer = gateway.chat(script={"status": 503, "steps": ["{}"]})
     error_of(answer, 503, "overloaded")

@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 from typing import Any
 
 import httpx
@@ -121,7 +122,7 @@ def test_a_stream_that_never_begins_is_timed_out(gateway: GatewayProcess, fake: 
         error_of(answer, 504, "upstream_timeout")
         row = ended(gateway, answer, "failed", 504, "at_most")
         assert charged(row) == HELLO_BOUND
-        until(lambda row=row: row["request_id"] in fake.left, "the runtime to be left")
+        until(partial(fake.left.__contains__, row["request_id"]), "the runtime to be left")
 
 
 def test_a_stream_that_stalls_is_timed_out_and_told(gateway: GatewayProcess, fake: FakeRuntime) -> None:

@@ -136,18 +136,6 @@ def test_a_request_larger_than_its_window_is_not_worth_a_retry() -> None:
     assert (short.is_short, short.resets_at_s) == (False, None)
 
 
-def test_a_refusal_never_names_a_window_that_has_ended() -> None:
-    book = Book([budget("day", limit=50), budget("hour", window="hour")], NOW_S)
-    take(book, "h1", fixed(50))
-    take(book, "h2", fixed(0))
-    book.configure([budget("day", limit=50), budget("hour", limit=50, window="hour")], NOW_S)
-    next_hour_s = NOW_S + 3_600
-    short = refused(book, fixed(1), next_hour_s)
-    assert short.budget == "day"
-    (hour,) = [counter for counter, _, _ in book.route(ANYONE, next_hour_s).counters if counter.budget.id == "hour"]
-    assert hour.available == 50
-
-
 def test_a_budget_that_is_removed_and_added_back_remembers_what_was_open_and_what_ended_meanwhile() -> None:
     configured = [budget("b")]
     book = Book(configured, NOW_S)

@@ -339,5 +339,5 @@ def test_the_model_knows_its_own_names() -> None:
 
 TestBookAndModel = BookAndModel.TestCase
 TestBookAndModel.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -1,0 +1,68 @@
+"""Where governance cannot be done, nothing is served: a policy that does not answer, a journal that is full."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.gateway import gateway_process
+from tests.gateway.deployment import KEY_ENV, deploy, tables
+from tests.gateway.fake_runtime import FakeRuntime
+from tests.gateway.gateway_process import GatewayProcess, error_of, write_bundle
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def cramped(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """A gateway with a journal of two small segments that no ledger process ships."""
+    os.environ[KEY_ENV] = "runtime-secret"
+    folder = tmp_path_factory.mktemp("cramped")
+    config = deploy(folder, fake.url, ledger={"segment_bytes": MIB, "journal_bytes_max": 2 * MIB})
+    with gateway_process.running(folder / "home", config) as cramped:
+        yield cramped
+
+
+def test_a_decision_that_is_not_one_denies(cramped: GatewayProcess, fake: FakeRuntime) -> None:
+    broken = tables()
+    broken["offers"]["plain"]["terms"]["ok"]["surprise"] = 1
+    write_bundle(cramped.config.parent / "rego", broken)
+    assert cramped.admin.post("/admin/reload").json()["applied"] is True
+    calls = len(fake.received)
+    answer = cramped.chat()
+    error = error_of(answer, 503, "policy_unavailable")
+    assert "surprise" in error["message"]
+    assert int(answer.headers["retry-after"]) >= 1
+    row = cramped.ended(answer)
+    assert (row["status"], row["http_status"], row["charges"]) == ("refused", 503, ())
+    assert len(fake.received) == calls
+    error_of(cramped.client.get("/v1/models", headers=cramped.headers("free")), 503, "policy_unavailable")
+    write_bundle(cramped.config.parent / "rego", tables())
+    assert cramped.admin.post("/admin/reload").json()["applied"] is True
+    assert cramped.chat().status_code == 200
+
+
+def test_a_full_journal_admits_nothing_more_and_loses_nothing(cramped: GatewayProcess, fake: FakeRuntime) -> None:
+    headers = cramped.headers("free")
+    before = len(fake.received)
+    with ThreadPoolExecutor(8) as pool:
+        answers = []
+        while not any(answer.status_code == 503 for answer in answers[-200:]):
+            assert len(answers) < 6000
+            answers += list(pool.map(lambda _: cramped.chat(headers=headers), range(200)))
+    served = [answer for answer in answers if answer.status_code == 200]
+    for answer in answers[-20:]:
+        if answer.status_code != 200:
+            error_of(answer, 503, "governance_unavailable")
+            assert int(answer.headers["retry-after"]) >= 1
+    assert {answer.status_code for answer in answers} == {200, 503}
+    assert len(fake.received) - before == len(served)
+    assert cramped.open_holds() == 0
+    settled = {row["request_id"] for row in cramped.records("usage") if row["status"] == "ok"}
+    assert {answer.headers["x-request-id"] for answer in served} <= settled
+    said = cramped.client.get("/readyz")
+    assert (said.status_code, said.json()["journal_has_room"]) == (503, False)
+    grant = cramped.admin.post("/admin/grant", json={"budget": "org-day", "amount": 1, "ttl_s": 60})
+    assert grant.status_code in (200, 503)
+    assert cramped.process.poll() is None
