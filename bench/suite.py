@@ -2,10 +2,12 @@
 
 from typing import Final
 
-from bench import gateway_rows
+from bench import gateway_rows, room_rows
 from bench.harness import Benchmark
 
 SUITE: Final = (
+    Benchmark(("policy_hit_us", "policy_miss_us"), room_rows.policy),
+    Benchmark(("hold_settle_memory_us",), room_rows.hold_settle),
     Benchmark(("unary_vs_bare", "unary_all_vs_bare"), gateway_rows.unary_vs_bare),
     Benchmark(("stream_vs_bare",), gateway_rows.stream_vs_bare),
     Benchmark(("unary_added_latency_p50_ms", "unary_added_latency_p99_ms"), gateway_rows.added_latency),

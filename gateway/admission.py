@@ -57,6 +57,8 @@ def attempt(of: Governance, ask: Ask, model: str) -> Admitted | Refusal:
         decision = of.decide(intent, model, route.headroom(now_us // US))
     except PolicyUnavailable as error:
         return Refusal(errors.POLICY_UNAVAILABLE, f"The policy could not be evaluated: {error}.")
+    except JournalError:
+        return errors.journal_unavailable()
     refusal = _forbidden(of, intent, decision) or (None if runtime else errors.unhealthy(model, decision))
     if refusal is not None or runtime is None:
         return refusal or errors.unhealthy(model, decision)
@@ -86,9 +88,9 @@ def _hold(of: Governance, ask: Ask, choice: Choice, now_us: int) -> Admitted | R
     members = rows.hold(row, hold, demand, decision, prices.version, offer.model, runtime.spec.id, degraded)
     try:
         of.journal.append("hold", rows.opened(hold, now_us), members)
-    except JournalError as error:
+    except JournalError:
         of.book.void(hold_id)
-        return Refusal(errors.GOVERNANCE_UNAVAILABLE, f"The journal cannot be written: {error}.", decision=decision)
+        return errors.journal_unavailable(decision)
     return Admitted(
         ask, decision, offer, runtime, prices, route, hold, members, degraded, now_us, obligations.fallback_models
     )
@@ -128,7 +130,7 @@ def _forbidden(of: Governance, intent: Intent, decision: Decision) -> Refusal | 
     if bound is not None and intent.input_bound > bound:
         return errors.too_much_input(intent.input_bound, bound, decision)
     if not of.has_room():
-        return Refusal(errors.GOVERNANCE_UNAVAILABLE, "The journal is out of room, so nothing new is admitted.")
+        return errors.journal_unavailable(decision)
     return None
 
 

@@ -24,7 +24,7 @@ from ledger import recovery
 from ledger.book import Book
 from ledger.client import LedgerClient, running
 from ledger.journal import Journal
-from ledger.segments import replay_from_snapshot
+from ledger.segments import replay_from_snapshot, segment_paths
 from observability import names
 from observability.metrics import Metrics
 from policy.decider import Decider, load_engine
@@ -59,7 +59,8 @@ def open_book(home: Home, config: Config, pseudonyms: Pseudonyms, now_us: Callab
     now_s = now_us() // US
     book = Book(budgets_of(config, pseudonyms), now_s)
     directory = writer_directory(home)
-    is_new = not directory.exists()
+    # A kill can fall between the folder and its first segment, which holds the first snapshot.
+    is_new = not directory.exists() or not segment_paths(directory)
     if is_new:
         recovery.restore_spent(book, _spent_by_ledger(home), now_s)
     journal = Journal.open(

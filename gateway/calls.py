@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import orjson
 
 from gateway import errors, flow
@@ -22,6 +21,7 @@ from ledger.holds import State
 from runtime.openai.sse import Meter
 from runtime.openai.usage import produced_bytes, read_report
 from runtime.port import Garbage, Lost, RuntimeFailure, Unreachable
+from runtime.wire import Response
 
 _JSON = (b"content-type", b"application/json")
 _SSE = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -77,7 +77,7 @@ class _Call:
         self.send = send
         self.live = live
         self.meter: Meter | None = None
-        self.response: aiohttp.ClientResponse | None = None
+        self.response: Response | None = None
         self.sent = False
         self.started = False
         self.ttft_us = 0
@@ -94,7 +94,7 @@ class _Call:
             flow.void(self.of, self.admitted)
             self.of.metrics.upstream_error(runtime.spec.id, type(error).__name__)
             return Refusal(errors.UPSTREAM_ERROR, f"The call failed: {error}; nothing was charged.")
-        except (RuntimeFailure, aiohttp.ClientError, OSError) as error:
+        except RuntimeFailure as error:
             await self._fail(error)
         except asyncio.CancelledError:
             if not live.stopped:
@@ -105,14 +105,13 @@ class _Call:
                 self.response.close()  # at once, so that the runtime computes no more than the steps in flight
             await self._stop(*_STOPPED[live.stopped])
         finally:
-            if self.admitted.hold.state is State.OPEN:
-                self._settle(self._seen(is_complete=False), "cut", errors.CLIENT_LEFT)
+            self._settle(self._seen(is_complete=False), "cut", errors.CLIENT_LEFT)
             if self.response is not None:
                 self.response.close()
             runtime.in_flight -= 1
         return None
 
-    async def _send(self, body: dict[str, Any], traceparent: bytes | None) -> aiohttp.ClientResponse:
+    async def _send(self, body: dict[str, Any], traceparent: bytes | None) -> Response:
         forwarder, intent = self.caller.forwarder, self.admitted.ask.intent
         if intent.stream:
             show_final, show_all = _shown(body)
@@ -127,7 +126,7 @@ class _Call:
         self.sent = True
         return await self.admitted.runtime.post(self.endpoint.path, payload, headers)
 
-    async def _answer(self, response: aiohttp.ClientResponse) -> None:
+    async def _answer(self, response: Response) -> None:
         if response.status != 200:
             await self._pass_error(response.status, await self._read(response))
         elif self.meter is not None:
@@ -142,20 +141,20 @@ class _Call:
         quiet = 0
         for _ in range(_DRAIN_TURNS_MAX):
             try:
-                data = self.response.content.read_nowait()
+                data = self.response.read_nowait()
                 self.meter.feed(data)
-            except (aiohttp.ClientError, OSError, RuntimeFailure):
+            except RuntimeFailure:
                 return
             quiet = 0 if data else quiet + 1
             if quiet > _DRAIN_QUIET_TURNS:
                 return
             await asyncio.sleep(0)
 
-    async def _stream(self, response: aiohttp.ClientResponse, meter: Meter) -> None:
-        live, send, content = self.live, self.send, response.content
+    async def _stream(self, response: Response, meter: Meter) -> None:
+        live, send = self.live, self.send
         idle_s = self.admitted.runtime.spec.idle_timeout_s
         arrived_us, now_us = self.admitted.ask.arrived_us, self.of.now_us
-        while data := await content.readany():
+        while data := await response.read_any():
             if not self.started:
                 self.ttft_us = now_us() - arrived_us
                 self.started = True
@@ -209,11 +208,10 @@ class _Call:
         kind = errors.OVERLOADED if status in (429, 503) else errors.UPSTREAM_ERROR
         await self._say(Refusal(kind, f"Runtime {runtime} answered {status}; nothing was charged."), seen)
 
-    async def _fail(self, error: Exception) -> None:
+    async def _fail(self, error: RuntimeFailure) -> None:
         runtime = self.admitted.runtime.spec.id
         self.of.metrics.upstream_error(runtime, type(error).__name__)
-        cause = error if isinstance(error, RuntimeFailure) else f"runtime {runtime} broke off its answer"
-        refusal = Refusal(errors.UPSTREAM_ERROR, f"The call failed: {cause}; what it may have produced is charged.")
+        refusal = Refusal(errors.UPSTREAM_ERROR, f"The call failed: {error}; what it may have produced is charged.")
         await self._say(refusal, self._seen(is_complete=False))
 
     async def _stop(self, status: str, kind: ErrorKind, message: str) -> None:
@@ -244,19 +242,20 @@ class _Call:
 
     def _settle(self, seen: Observed, status: str, kind: ErrorKind | None = None) -> None:
         """Settle once; later calls for the same hold change nothing."""
+        if self.admitted.hold.state is not State.OPEN:
+            return
         outcome = Outcome(seen, status, kind.status if kind else 200, kind.code if kind else "", self.ttft_us)
         flow.settle(self.of, self.admitted, outcome)
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: Response) -> bytes:
         limit = self.caller.response_bytes_max
         if (response.content_length or 0) > limit:
             raise Garbage(f"the answer is larger than {limit} bytes")
-        content = response.content
-        data = await content.readany()
-        if content.at_eof():
+        data = await response.read_any()
+        if response.is_complete and not response.has_more:
             return data
         parts, size = [data], len(data)
-        while data := await content.readany():
+        while data := await response.read_any():
             parts.append(data)
             size += len(data)
             if size > limit:

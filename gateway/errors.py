@@ -154,6 +154,12 @@ def unknown_model(model: str) -> Refusal:
     return Refusal(MODEL_NOT_FOUND, f"Model {model!r} does not exist here or is not offered to you.", "model")
 
 
+def journal_unavailable(decision: Decision | None = None) -> Refusal:
+    """What cannot be recorded is not admitted; why it cannot is for the operator, not for the caller."""
+    message = "The journal cannot take a record of this request, so it is not admitted."
+    return Refusal(GOVERNANCE_UNAVAILABLE, message, decision=decision)
+
+
 def unhealthy(model: str, decision: Decision) -> Refusal:
     """Every runtime of the model has its circuit breaker open."""
     message = f"No runtime of model {model!r} is healthy now; nothing was charged."

@@ -103,10 +103,14 @@ def void(of: Governance, admitted: Admitted) -> None:
 
 
 def refuse(of: Governance, ask: Ask, refusal: Refusal) -> None:
-    """Record a request of a known caller that was not sent to a runtime."""
+    """Record a request of a known caller that was not sent to a runtime.
+
+    In a journal that is full it is counted only: the room left belongs to the settlements of what is open.
+    """
     now_us = of.now_us()
     duration_us = now_us - ask.arrived_us
-    of.record_usage(rows.refused(ask.row, refusal, duration_us, now_us))
+    if of.has_room():
+        of.record_usage(rows.refused(ask.row, refusal, duration_us, now_us))
     row, status = ask.row, "failed" if refusal.kind.status == UPSTREAM_ERROR.status else "refused"
     of.metrics.refused(refusal.kind.code)
     of.metrics.settled(

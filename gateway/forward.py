@@ -46,15 +46,15 @@ class Forwarder:
                 body["priority"] = obligations.priority
         return orjson.dumps(body)
 
-    def headers(self, admitted: Admitted, traceparent: bytes | None) -> dict[str, str]:
+    def headers(self, admitted: Admitted, traceparent: bytes | None) -> bytes:
         """The headers to send: never the caller's credentials, and Bursar's own request id."""
-        headers = {"Content-Type": "application/json", "X-Request-Id": admitted.ask.intent.request_id}
+        lines = b"Content-Type: application/json\r\nX-Request-Id: %b\r\n" % admitted.ask.intent.request_id.encode()
         authorization = admitted.runtime.spec.authorization
         if authorization:
-            headers["Authorization"] = authorization
+            lines += b"Authorization: %b\r\n" % authorization.encode()
         if traceparent:
-            headers["traceparent"] = traceparent.decode("latin-1")
-        return headers
+            lines += b"traceparent: %b\r\n" % traceparent
+        return lines
 
     def _salt(self, intent: Intent, domain: str) -> str:
         principal = intent.principal

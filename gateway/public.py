@@ -26,6 +26,7 @@ from gateway.requests import ENDPOINTS
 from gateway.rows import ABSENT
 from ledger.book import Headroom
 from ledger.client import LedgerClient, LedgerUnavailable, QueryFailed
+from ledger.journal import JournalError
 from observability.metrics import CONTENT_TYPE
 from policy.port import PolicyUnavailable
 
@@ -211,6 +212,8 @@ def _admits(of: Governance, principal: Principal, model: str, endpoint: str) -> 
         return of.decide(intent, model, _CLEAR).allow
     except PolicyUnavailable as error:
         raise Refused(Refusal(errors.POLICY_UNAVAILABLE, f"The policy could not be evaluated: {error}.")) from error
+    except JournalError as error:
+        raise Refused(errors.journal_unavailable()) from error
 
 
 def _model_view(model: str) -> dict[str, Any]:

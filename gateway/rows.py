@@ -96,6 +96,7 @@ def hold(
     row["held_tokens"] = fixed.tokens + output
     row["held_list_cost_nusd"] = fixed.list_cost_nusd - (-rates.list_cost_nusd * cap // MILLION)
     row["held_gpu_us"] = fixed.gpu_us - (-rates.gpu_us * cap // MILLION)
+    row["held_gpu_cost_nusd"] = fixed.gpu_cost_nusd - (-rates.gpu_cost_nusd * cap // MILLION)
     row["cache_domain"] = decision.obligations.cache_domain
     if degraded:
         row["degraded"] = ",".join(degraded)
@@ -168,9 +169,6 @@ def settled(
 def expired(settlement: Settlement, now_us: int) -> dict[str, Any]:
     """The `usage` record of a hold that lost its owner: charged in full, and so marked."""
     row = settlement.hold.row
-    gpu_cost_nusd = max(
-        (charge.amount for charge in settlement.charges if charge.resource == "gpu_cost_nusd"), default=0
-    )
     return {
         **row,
         "ts_us": now_us,
@@ -181,7 +179,7 @@ def expired(settlement: Settlement, now_us: int) -> dict[str, Any]:
         "output_tokens": row["held_output_tokens"],
         "gpu_us": row["held_gpu_us"],
         "list_cost_nusd": row["held_list_cost_nusd"],
-        "gpu_cost_nusd": gpu_cost_nusd,
+        "gpu_cost_nusd": row["held_gpu_cost_nusd"],
         "duration_us": now_us - settlement.hold.opened_at_us,
         "certainty": "at_most",
         "charges": [tuple(charge) for charge in settlement.charges],

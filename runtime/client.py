@@ -3,15 +3,13 @@
 import asyncio
 import time
 
-import aiohttp
-from yarl import URL
-
 from runtime.breaker import Breaker
-from runtime.port import Lost, RuntimeSpec, Unreachable
+from runtime.pool import Pool
+from runtime.port import RuntimeFailure, RuntimeSpec, Unreachable
+from runtime.wire import Response
 
 # uvicorn, which serves vLLM, closes connections idle for 5 s; one that it closes under us loses a request.
 _KEEPALIVE_S = 4.0
-_READ_BYTES = 1 << 18
 _RETRIED_STATUS = 503
 
 
@@ -22,81 +20,47 @@ class RuntimeClient:
         self.spec = spec
         self.breaker = Breaker(spec.breaker_failures, spec.breaker_reset_s)
         self.in_flight = 0
-        self._session: aiohttp.ClientSession | None = None
-        self._urls: dict[str, URL] = {}
+        self._pool: Pool | None = None
 
     async def open(self) -> None:
-        connector = aiohttp.TCPConnector(
-            limit=self.spec.connections_max, keepalive_timeout=_KEEPALIVE_S, ttl_dns_cache=60
-        )
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            read_bufsize=_READ_BYTES,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.spec.connect_timeout_s),
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-        )
+        spec = self.spec
+        self._pool = Pool(spec.base_url, spec.connections_max, spec.connect_timeout_s, _KEEPALIVE_S)
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        if self._pool is not None:
+            await self._pool.close()
 
     @property
     def is_healthy(self) -> bool:
         """Whether the breaker lets a call through now."""
         return self.breaker.can_call(time.monotonic())
 
-    async def post(self, path: str, body: bytes, headers: dict[str, str]) -> aiohttp.ClientResponse:
-        """Send a request and return its response once the headers are in; the caller releases or closes it.
+    async def post(self, path: str, body: bytes, headers: bytes) -> Response:
+        """Send a request and return its response once the head is in; the caller closes it.
 
-        Retried only while nothing can have been computed: no connection, or a complete 503. Raises Unreachable when
-        nothing was sent and Lost when something was. Nothing here times out after the connection is made: the caller
-        knows what the client is owed and cancels.
+        `headers` are whole lines, each ended by CRLF. Retried only while nothing can have been computed: no connection,
+        or a complete 503. Raises Unreachable when nothing was sent, Lost or Garbage when something was. Nothing here
+        times out after the connection is made: the caller knows what the client is owed and cancels.
         """
-        url = self._urls.get(path)
-        if url is None:
-            url = self._urls[path] = URL(self.spec.base_url + path)
-        for attempt in range(self.spec.retries_max + 1):
-            self.breaker.call(time.monotonic())
+        pool, breaker, retries_max = self._pool, self.breaker, self.spec.retries_max
+        assert pool is not None
+        for attempt in range(retries_max + 1):
+            breaker.call(time.monotonic())
             try:
-                response = await self._send(url, body, headers)
-            except Unreachable:
-                self.breaker.failed(time.monotonic())
-                if attempt == self.spec.retries_max:
-                    raise
-            except Lost:
-                self.breaker.failed(time.monotonic())
-                raise
+                response = await pool.post(path, body, headers)
+            except RuntimeFailure as error:
+                breaker.failed(time.monotonic())
+                if not isinstance(error, Unreachable):
+                    raise type(error)(f"runtime {self.spec.id}: {error}") from error
+                if attempt == retries_max:
+                    raise Unreachable(f"runtime {self.spec.id} cannot be reached: {error}") from error
             else:
                 if response.status < 500:
-                    self.breaker.succeeded()
+                    breaker.succeeded()
                     return response
-                self.breaker.failed(time.monotonic())
-                if response.status != _RETRIED_STATUS or attempt == self.spec.retries_max:
+                breaker.failed(time.monotonic())
+                if response.status != _RETRIED_STATUS or attempt == retries_max:
                     return response
                 response.close()
             await asyncio.sleep(0.05 * (attempt + 1))
         raise AssertionError("the loop above returns or raises")
-
-    async def get_text(self, path: str, timeout_s: float) -> str:
-        """The body of a GET, for health and metrics; raises Unreachable when it does not answer 200 in time."""
-        assert self._session is not None
-        try:
-            async with asyncio.timeout(timeout_s), self._session.get(self.spec.base_url + path) as response:
-                if response.status != 200:
-                    raise Unreachable(f"{self.spec.id} answered {response.status} to {path}")
-                return await response.text()
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise Unreachable(f"{self.spec.id} does not answer {path}: {error}") from error
-
-    async def _send(self, url: URL, body: bytes, headers: dict[str, str]) -> aiohttp.ClientResponse:
-        assert self._session is not None
-        try:
-            return await self._session.post(url, data=body, headers=headers, allow_redirects=False)
-        except aiohttp.ClientConnectorError as error:
-            raise Unreachable(f"runtime {self.spec.id} refused the connection") from error
-        except aiohttp.ConnectionTimeoutError as error:
-            raise Unreachable(f"runtime {self.spec.id} did not accept the connection in time") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise Lost(f"runtime {self.spec.id} closed the connection before it answered") from error

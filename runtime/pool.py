@@ -129,7 +129,8 @@ class Pool:
             connection.abort()
             self._pass_on(None)
             if isinstance(error, (OSError, ValueError)):  # refused, timed out, a bad name, a failed handshake
-                reason = str(error) or type(error).__name__
+                refused = isinstance(error, ConnectionRefusedError)
+                reason = "it is refused" if refused else str(error) or type(error).__name__
                 raise Unreachable(f"no connection to {self._host}:{self._port}: {reason}") from error
             raise
         if self._closed is not None or not connection.is_open:

@@ -30,6 +30,11 @@ class Response:
         self._parts = parts
 
     @property
+    def has_more(self) -> bool:
+        """Whether some of the body that has arrived is still to be read."""
+        return bool(self._parts)
+
+    @property
     def content_length(self) -> int | None:
         """The length in bytes that the head announces, or None where it announces none."""
         length = self.header(b"content-length")
@@ -157,8 +162,6 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        if self._has_ended:  # given up while it was being made
-            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         response, parts = self._response, self._parts

@@ -1,6 +1,7 @@
 """Architecture is a test: what holds of every file of the repository, whoever writes the next one."""
 
 import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -21,10 +22,7 @@ FUNCTION_LINES_MAX = 60
 
 # What is over a limit, with its size: it may only shrink, and leaves the list once it is within.
 LONG_FILES: dict[str, int] = {}
-LONG_FUNCTIONS = {
-    "gateway/admin.py admin_app": 80,  # one closure per route of the admin plane
-    "gateway/public.py public_app": 75,  # one closure per public route that costs nothing
-}
+LONG_FUNCTIONS: dict[str, int] = {}
 
 SHAPELESS = {"utils", "util", "common", "helpers", "helper", "misc"}
 TEXT_SUFFIXES = {"", ".py", ".md", ".toml", ".yaml", ".json", ".rego", ".sql", ".in", ".lock", ".txt"}
@@ -33,6 +31,8 @@ MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:work|root|home|Users|tmp)/\w+")
 INVENTED_PATHS = {"tests/gateway/test_config.py"}  # the home of nobody
 HOSTS = ("pypi", "pythonhosted", "npmjs", "golang", "anaconda", "docker", "huggingface")
 REGISTRY = re.compile(rf"\b(?:{'|'.join(HOSTS)})\.(?:org|com|io|co)\b")
+# Of another environment (.venv-vllm), or a part of what is declared: starlette of fastapi, the core of pydantic.
+UNDECLARED = {"torch", "transformers", "starlette", "pydantic-core"}
 REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==(\S+)")
 
 
@@ -77,6 +77,35 @@ def functions(source: Source) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef
     return (node for node in ast.walk(source.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
+def strangers(folders: set[str], known: set[str]) -> set[str]:
+    """The modules that files of some top-level folders import, and that nothing known provides: not Python, not we."""
+    modules = {
+        module.split(".")[0]
+        for source in sources()
+        if source.name.split("/")[0] in folders
+        for node in ast.walk(source.tree)
+        for module in _imported(node)
+    }
+    providers = importlib.metadata.packages_distributions()
+    foreign = modules - sys.stdlib_module_names - {*PACKAGES, "tests", "bench"}
+    return {module for module in foreign if known.isdisjoint(map(normal, providers.get(module, [module])))}
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or ""]
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+
+
+def declared() -> tuple[set[str], set[str]]:
+    """What pyproject.toml asks for, extras included, and what developers need beside it."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)
+    extras = project["project"].get("optional-dependencies", {})
+    runs = {normal(each) for each in chain(project["project"]["dependencies"], *extras.values())}
+    return runs, {normal(each) for each in project["dependency-groups"]["dev"]}
+
+
 def texts() -> Iterator[tuple[str, str]]:
     """Every text file with its content."""
     for path in tracked():
@@ -107,6 +136,17 @@ def test_imports_go_down_only() -> None:
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_domain_needs_nothing_but_python() -> None:
+    assert strangers({"domain"}, set()) == set()
+
+
+def test_every_import_is_declared() -> None:
+    """What the environment happens to hold is not what a fresh one will hold."""
+    runs, develops = declared()
+    assert strangers({*PACKAGES}, runs | UNDECLARED) == set()
+    assert strangers({"tests", "bench"}, runs | develops | UNDECLARED) == set()
 
 
 def test_no_module_is_named_for_nothing() -> None:
@@ -223,12 +263,8 @@ def test_a_lock_pins_and_hashes_every_package_and_names_no_index(lock: Path) -> 
 
 
 def test_the_locks_hold_what_the_project_asks_for() -> None:
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        project = tomllib.load(file)
-    extras = project["project"].get("optional-dependencies", {})
-    asked = {normal(each) for each in chain(project["project"]["dependencies"], *extras.values())}
-    asked_by_developers = asked | {normal(each) for each in project["dependency-groups"]["dev"]}
+    asked, asked_by_developers = declared()
     runs, develops = pins(ROOT / "requirements.lock"), pins(ROOT / "requirements-dev.lock")
     assert asked - runs.keys() == set()
-    assert asked_by_developers - develops.keys() == set()
+    assert (asked | asked_by_developers) - develops.keys() == set()
     assert {package for package, versions in runs.items() if develops.get(package) != versions} == set()

@@ -67,6 +67,8 @@ def document(fake_url: str) -> dict[str, Any]:
             _budget("org-day", 10**15, "day", org="acme"),
             _budget("quota-day", 100, "day", team="quota"),
             _budget("spent-total", 50, "total", team="spent"),
+            _budget("granted-day", 100, "day", team="granted"),
+            _budget("ending-total", 50, "total", team="ending"),
             _budget("hour-requests", 2, "rolling:1h", "requests", team="hour"),
             _budget("minute-tokens", 60, "minute", team="small-minute"),
             _budget("one-at-a-time", 1, "total", "concurrency", team="narrow"),

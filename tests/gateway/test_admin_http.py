@@ -19,30 +19,30 @@ def counter(gateway: GatewayProcess, budget: str) -> dict[str, Any]:
 
 
 def test_a_grant_raises_a_limit_at_once_and_is_a_row(gateway: GatewayProcess) -> None:
-    error_of(gateway.chat("quota", max_tokens=1000), 429, "insufficient_quota")
-    asked = {"budget": "quota-day", "amount": 2000, "ttl_s": 60, "reason": "a demo"}
+    error_of(gateway.chat("granted", max_tokens=1000), 429, "insufficient_quota")
+    asked = {"budget": "granted-day", "amount": 2000, "ttl_s": 60, "reason": "a demo"}
     granted = gateway.admin.post("/admin/grant", json=asked).json()
-    answer = gateway.chat("quota", max_tokens=1000)
+    answer = gateway.chat("granted", max_tokens=1000)
     assert answer.status_code == 200
     gateway.ended(answer)
-    seen = counter(gateway, "quota-day")
+    seen = counter(gateway, "granted-day")
     assert seen["limit"] == 100 + 2000
     assert granted["grant_id"] in seen["grants"]
-    (row,) = control(gateway, "grant", "quota-day")
+    (row,) = control(gateway, "grant", "granted-day")
     assert row["grant"] == granted
     assert (row["detail"]["amount"], row["detail"]["reason"]) == (2000, "a demo")
     assert row["actor"] == granted["actor"]
 
 
 def test_a_grant_ends_when_it_said(gateway: GatewayProcess) -> None:
-    asked = {"budget": "spent-total", "amount": 10**6, "ttl_s": 1}
+    asked = {"budget": "ending-total", "amount": 10**6, "ttl_s": 1}
     assert gateway.admin.post("/admin/grant", json=asked).status_code == 200
-    answer = gateway.chat("spent", max_tokens=50)
+    answer = gateway.chat("ending", max_tokens=50)
     assert answer.status_code == 200
     gateway.ended(answer)
 
-    until(lambda: counter(gateway, "spent-total")["limit"] == 50, "the grant to end")
-    error_of(gateway.chat("spent", max_tokens=50), 429, "insufficient_quota")
+    until(lambda: counter(gateway, "ending-total")["limit"] == 50, "the grant to end")
+    error_of(gateway.chat("ending", max_tokens=50), 429, "insufficient_quota")
 
 
 def test_a_grant_for_one_counter_leaves_the_others(gateway: GatewayProcess) -> None:

@@ -16,7 +16,8 @@ from ledger.holds import Demand
 from runtime.openai.usage import Report
 
 CONTEXT_TOKENS = 8_192
-rates = st.one_of(st.integers(0, 1_000), st.integers(0, 10**15))
+# Exact and tiny rates too: where one rounds up far, another that rounds nothing gives it no slack.
+rates = st.sampled_from((0, 1, 1_000_000, 10**15)) | st.integers(0, 1_000) | st.integers(0, 10**15)
 prices = st.builds(Prices, st.just("v1"), rates, rates, rates)
 gpu_rates = st.builds(GpuRate, rates, rates, rates)
 obligations = st.builds(
@@ -93,6 +94,19 @@ def test_no_charge_within_the_bounds_exceeds_what_was_held(
     usage = usage_of(seen, input_bound, cap * choices, choices, rate)
     for resource, held, spent in zip(RESOURCES, wanted.at(cap), charged(usage, price, rate), strict=True):
         assert 0 <= spent <= held, resource
+
+
+@given(st.sampled_from((0, 1_000_000)), st.integers(0, 1_000), st.integers(0, 10**15), st.integers(1, CONTEXT_TOKENS))
+def test_a_microsecond_that_only_rounding_makes_is_paid_for(
+    input_us: int, output_us: int, nusd_per_hour: int, cap: int
+) -> None:
+    """An exact input leaves the output's own rounding no slack, and a dear hour makes it show."""
+    rate = GpuRate(nusd_per_hour, input_us, output_us)
+    held = demand(intent(40, cap), offer(), Obligations(), FREE, rate).at(cap)
+    full = Observed(sent=True, is_complete=True, report=Report(40, 0, cap, 0))
+    spent = charged(usage_of(full, 40, cap, 1, rate), FREE, rate)
+    assert spent.gpu_us <= held.gpu_us
+    assert spent.gpu_cost_nusd <= held.gpu_cost_nusd
 
 
 @given(st.integers(1, CONTEXT_TOKENS), st.integers(1, CONTEXT_TOKENS), st.integers(1, 128))

@@ -61,8 +61,10 @@ async def opened(
 
 
 async def post(client: RuntimeClient) -> int:
-    response = await client.post("/v1/x", b"{}", {"X-Request-Id": "1"})
-    await response.read()
+    response = await client.post("/v1/x", b"{}", b"X-Request-Id: 1\r\n")
+    while await response.read_any():
+        continue
+    response.close()
     return response.status
 
 
@@ -70,7 +72,7 @@ async def test_a_request_is_sent_with_the_headers_given_and_no_others(server: Se
     async with opened(server.url) as client:
         assert await post(client) == 200
     names = {line.split(b":")[0].lower() for line in server.heads[0].split(b"\r\n")[1:] if line}
-    assert names == {b"host", b"x-request-id", b"content-length", b"content-type"}
+    assert names == {b"host", b"x-request-id", b"content-length"}
 
 
 async def test_connections_are_used_again(server: Server) -> None:
@@ -104,7 +106,7 @@ async def test_another_error_is_not_tried_again(server: Server) -> None:
 async def test_a_request_that_was_sent_is_never_sent_twice(server: Server) -> None:
     server.answers = [b""]
     async with opened(server.url) as client:
-        with pytest.raises(Lost, match="closed the connection"):
+        with pytest.raises(Lost, match="ended before the answer"):
             await post(client)
     assert len(server.heads) == 1
 

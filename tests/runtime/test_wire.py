@@ -49,27 +49,27 @@ class Answer(NamedTuple):
     raw: bytes
     status: int
     body: bytes
-    is_kept: bool
+    is_kept: bool = True
     is_ended: bool = False
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 ANSWERS = {
-    "content-length": Answer(OK, 200, b"ok", True),
-    "lower-case": Answer(b"HTTP/1.1 404 No\r\ncontent-length: 3\r\n\r\nno!", 404, b"no!", True),
-    "empty": Answer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200, b"", True),
-    "close": Answer(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", False),
-    "chunked": Answer(CHUNKED + b"2\r\nok\r\n3;x=y\r\nay!\r\n0\r\n\r\n", 200, b"okay!", True),
-    "trailers": Answer(CHUNKED + b"2\r\nok\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n", 200, b"ok", True),
-    "1xx": Answer(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 E\r\nLink: x\r\n\r\n" + OK, 200, b"ok", True),
-    "204": Answer(b"HTTP/1.1 204 No Content\r\nX-A: b\r\n\r\n", 204, b"", True),
-    "304": Answer(b"HTTP/1.1 304 Same\r\nContent-Length: 9\r\n\r\n", 304, b"", True),
-    "1.0": Answer(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", False),
-    "1.0 kept": Answer(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", True),
-    "to the end": Answer(b"HTTP/1.1 200 OK\r\n\r\nall of it", 200, b"all of it", False, is_ended=True),
-    "1.0 to the end": Answer(b"HTTP/1.0 200 OK\r\nX-A: b\r\n\r\nall", 200, b"all", False, is_ended=True),
+    "content-length": Answer(OK, 200, b"ok"),
+    "lower-case": Answer(b"HTTP/1.1 404 No\r\ncontent-length: 3\r\n\r\nno!", 404, b"no!"),
+    "empty": Answer(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200, b""),
+    "close": Answer(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", is_kept=False),
+    "chunked": Answer(CHUNKED + b"2\r\nok\r\n3;x=y\r\nay!\r\n0\r\n\r\n", 200, b"okay!"),
+    "trailers": Answer(CHUNKED + b"2\r\nok\r\n0\r\nX-Sum: 1\r\nX-More: 2\r\n\r\n", 200, b"ok"),
+    "1xx": Answer(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 E\r\nLink: x\r\n\r\n" + OK, 200, b"ok"),
+    "204": Answer(b"HTTP/1.1 204 No Content\r\nX-A: b\r\n\r\n", 204, b""),
+    "304": Answer(b"HTTP/1.1 304 Same\r\nContent-Length: 9\r\n\r\n", 304, b""),
+    "1.0": Answer(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", is_kept=False),
+    "1.0 kept": Answer(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok", 200, b"ok"),
+    "to the end": Answer(b"HTTP/1.1 200 OK\r\n\r\nall of it", 200, b"all of it", is_kept=False, is_ended=True),
+    "1.0 to the end": Answer(b"HTTP/1.0 200 OK\r\nX-A: b\r\n\r\nall", 200, b"all", is_kept=False, is_ended=True),
     "unused upgrade": Answer(
-        b"HTTP/1.1 200 OK\r\nUpgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", True
+        b"HTTP/1.1 200 OK\r\nUpgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 2\r\n\r\nok", 200, b"ok"
     ),
 }
 
@@ -131,7 +131,10 @@ async def test_a_request_leaves_whole_with_the_lines_it_was_given(serve: Serve) 
 
 async def test_the_head_tells_status_headers_and_length(serve: Serve) -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for raw in (b"HTTP/1.1 429 Slow\r\nX-A: 1\r\nX-A: 2\r\ncontent-length: 1\r\n\r\n!", CHUNKED + b"0\r\n\r\n"):
+        for raw in (
+            b"HTTP/1.1 429 Slow\r\nX-A: 1\r\nX-A: 2\r\ncontent-length: 1\r\n\r\n!",
+            CHUNKED + b"0\r\nX-A: late\r\n\r\n",
+        ):
             await ask(reader)
             writer.write(raw)
 
@@ -194,6 +197,17 @@ async def test_a_broken_answer_is_named_and_its_room_is_free_again(
     assert server.connections == 2
 
 
+async def test_a_head_that_is_too_large_is_refused_even_when_it_comes_at_once(serve: Serve) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await ask(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n" + FLOOD * 80 + b"Content-Length: 200000\r\n\r\n" + bytes(200_000))
+        await reader.read()
+
+    async with pool_of(await serve(script)) as pool:
+        with pytest.raises(Garbage, match="too large a head"):
+            await exchange(pool)
+
+
 async def test_what_came_before_a_loss_is_read_before_it_is_raised(serve: Serve) -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await ask(reader)
@@ -228,7 +242,7 @@ async def test_a_reset_does_not_end_a_body_that_ends_with_the_connection(serve: 
 
 @pytest.mark.parametrize("extra", [b"junk", b"H", OK, CHUNKED])
 @pytest.mark.parametrize("is_late", [False, True])
-async def test_what_nobody_asked_for_reaches_nobody(serve: Serve, extra: bytes, is_late: bool) -> None:  # noqa: FBT001
+async def test_what_nobody_asked_for_reaches_nobody(serve: Serve, extra: bytes, is_late: bool) -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await ask(reader)
         number = b"%d" % server.connections

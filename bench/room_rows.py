@@ -1,0 +1,106 @@
+"""What the rooms of the flow cost by themselves: a policy decision, and a hold with its settlement."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from bench.harness import Harness
+from bench.row import Row
+from domain.amounts import MILLION, Amounts
+from ledger.book import Book
+from ledger.budgets import Budget, Subject
+from ledger.holds import Demand, Hold
+from ledger.windows import parse_window
+from policy.decider import Decider, load_engine
+from policy.port import PolicyInput
+
+BUNDLE: Final = Path("rego")
+TEAMS: Final = 100
+ROUNDS: Final = 7
+HITS: Final = 20_000
+MISSES: Final = 300
+HOLDS: Final = 5_000
+PLENTY: Final = 10**15
+NOW_US: Final = 1_800_000_000_000_000
+
+
+def policy(harness: Harness) -> list[Row]:
+    """A cached and an uncached decision of the shipped rules over a table of 100 teams."""
+    with tempfile.TemporaryDirectory() as folder:
+        decider = Decider(load_engine(_bundle(Path(folder))))
+    asked = _inputs()
+    known = next(asked)
+    decider.decide(known)
+    hit_us = _median_us(lambda: decider.decide(known), HITS)
+    miss_us = _median_us(lambda: decider.decide(next(asked)), MISSES)
+    return [Row.at_most("policy_hit_us", "µs CPU", hit_us, 5), Row.at_most("policy_miss_us", "µs CPU", miss_us, 250)]
+
+
+def hold_settle(harness: Harness) -> list[Row]:
+    """A hold and its settlement over five budgets, in memory."""
+    book, subject = Book(_budgets(), NOW_US // MILLION), Subject("acme", "team", "app", "", "key", "", "model", "sim")
+    demand = Demand(
+        Amounts(tokens=100, list_cost_nusd=2_000, requests=1, concurrency=1),
+        Amounts(tokens=MILLION, list_cost_nusd=5 * 10**9),
+        64,
+        64,
+    )
+    actual = Amounts(tokens=120, list_cost_nusd=4_000, requests=1)
+    ids = map(str, count())
+    row: dict[str, Any] = {}
+
+    def once() -> None:
+        hold_id = next(ids)
+        route = book.route(subject, NOW_US // MILLION)
+        assert isinstance(book.hold(route, demand, hold_id, row, NOW_US, 60), Hold)
+        book.settle(hold_id, actual, NOW_US)
+
+    return [Row.at_most("hold_settle_memory_us", "µs CPU", _median_us(once, HOLDS), 15)]
+
+
+def _median_us(once: Callable[[], object], times: int) -> float:
+    """The CPU of one call: the median over rounds."""
+    rounds = []
+    for _ in range(ROUNDS):
+        began_ns = time.thread_time_ns()
+        for _ in range(times):
+            once()
+        rounds.append((time.thread_time_ns() - began_ns) / times / 1_000)
+    return median(rounds)
+
+
+def _bundle(folder: Path) -> Path:
+    """The shipped rules over the shipped table with more teams in it."""
+    source, copy = BUNDLE / "bursar" / "admission", folder / "bursar" / "admission"
+    copy.mkdir(parents=True)
+    (copy / "admission.rego").write_text((source / "admission.rego").read_text())
+    table = json.loads((source / "data.json").read_text())
+    offered = table["rows"]["acme"]["search"]["*"]
+    table["rows"]["acme"].update({f"team{number}": {"*": offered} for number in range(TEAMS)})
+    (copy / "data.json").write_text(json.dumps(table))
+    return folder
+
+
+def _inputs() -> Iterator[PolicyInput]:
+    """Inputs that all differ, over every team in turn."""
+    for number in count():
+        team, app = f"team{number % TEAMS}", f"app{number}"
+        yield PolicyInput("acme", team, app, (), "internal", "chat", "sim-small", per_resource=(("tokens", "ok"),))
+
+
+def _budgets() -> list[Budget]:
+    shapes = (
+        ("org-day", (("org", "acme"),), "list_cost_nusd", "day"),
+        ("team-month", (("team", "*"),), "tokens", "month"),
+        ("team-slots", (("team", "*"),), "concurrency", "total"),
+        ("app-hour", (("app", "*"),), "list_cost_nusd", "rolling:1h"),
+        ("key-minute", (("key", "*"),), "requests", "minute"),
+    )
+    return [
+        Budget(name, "bench", scope, resource, PLENTY, parse_window(window)) for name, scope, resource, window in shapes
+    ]
