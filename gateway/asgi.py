@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import structlog
+
 from domain.ids import uuid7
 from domain.intent import Intent, Principal
 from gateway import errors, flow, rows
@@ -22,6 +24,8 @@ from gateway.requests import ENDPOINTS, Endpoint, read_body, read_intent
 from gateway.traces import traced
 from observability.names import EVENT_HELD
 from observability.tracing import Span, Tracing
+
+log = structlog.get_logger("gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,12 @@ class DataPlane:
             if not call.stopped:
                 raise
             task.uncancel()
-            await self._refuse(arrival.unread(), errors.interrupted(call.stopped), send, close=True)
+            await self._refuse(call, arrival.unread(), errors.interrupted(call.stopped), send, close=True)
+        except Exception:
+            if call.hold is not None or call.is_refused:
+                raise
+            log.exception("request failed", request_id=request_id)
+            await self._refuse(call, arrival.unread(), errors.internal(), send, close=True)
         finally:
             connection.call = None
             self.live.calls.discard(call)
@@ -107,15 +116,15 @@ class DataPlane:
         can_serve = live.can_serve()
         data = await self._read(arrival.head, receive) if can_serve else errors.overloaded(is_draining=live.is_draining)
         if isinstance(data, Refusal):
-            await self._refuse(arrival.unread(), data, send, close=True)
+            await self._refuse(call, arrival.unread(), data, send, close=True)
             return
         body = read_body(data)
         if isinstance(body, Refusal):
-            await self._refuse(arrival.unread(), body, send)
+            await self._refuse(call, arrival.unread(), body, send)
             return
         ask = self._ask(arrival, body)
         if isinstance(ask, Refusal):
-            await self._refuse(arrival.unread(body["model"]), ask, send)
+            await self._refuse(call, arrival.unread(body["model"]), ask, send)
             return
         call.deadline_s = math.inf
         await self._govern(arrival, ask, call, body, send)
@@ -135,7 +144,7 @@ class DataPlane:
             if refusal is None:
                 return
             result = flow.fall_back(self.of, ask, result, refusal)
-        await self._refuse(ask, result, send)
+        await self._refuse(call, ask, result, send)
 
     def _ask(self, arrival: Arrival, body: dict[str, Any]) -> Ask | Refusal:
         offer = self.of.catalogue.offers.get(body["model"])
@@ -147,7 +156,10 @@ class DataPlane:
             return intent
         return Ask(intent, arrival.arrived_us, rows.identity(intent, arrival.head.request_id))
 
-    async def _refuse(self, ask: Ask, refusal: Refusal, send: Send, *, close: bool = False) -> None:
+    async def _refuse(self, call: LiveCall, ask: Ask, refusal: Refusal, send: Send, *, close: bool = False) -> None:
+        if call.is_refused:  # and was interrupted while that was being said
+            return
+        call.is_refused = True
         flow.refuse(self.of, ask, refusal)
         if refusal.kind is not errors.CLIENT_LEFT:
             await send_refusal(send, refusal, ask.intent.request_id, close=close)

@@ -124,6 +124,11 @@ def denied(decision: Decision) -> Refusal:
     return Refusal(POLICY_DENIED, message, detail=detail, decision=decision)
 
 
+def internal() -> Refusal:
+    """Something broke that should not: the log says what, the caller only that."""
+    return Refusal(INTERNAL_ERROR, "The gateway failed on this request; its log says how.")
+
+
 def interrupted(why: str) -> Refusal:
     """A request stopped before anything was sent to a runtime; `why` is that of a live call."""
     if why == "client_left":

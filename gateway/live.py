@@ -16,6 +16,7 @@ class LiveCall:
     """One request in progress; `deadline_s` is monotonic, `stopped` says why it was interrupted.
 
     `on_client` is true while the gateway waits for the client: for its body, or to take what was sent to it.
+    `is_refused` says that the request has had its row without a hold.
     """
 
     task: asyncio.Task[None]
@@ -23,6 +24,7 @@ class LiveCall:
     hold: Hold | None = None
     stopped: str = ""
     on_client: bool = True
+    is_refused: bool = False
 
     def stop(self, why: str) -> None:
         """Interrupt the request; the first reason stays."""

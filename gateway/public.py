@@ -80,7 +80,7 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 
 async def _broken(request: Request, error: Exception) -> Response:
-    return refusal_response(Refusal(errors.INTERNAL_ERROR, "The gateway failed on this request; its log says how."))
+    return refusal_response(errors.internal())
 
 
 @dataclass(frozen=True, slots=True)

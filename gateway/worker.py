@@ -18,7 +18,7 @@ from gateway.controls import Controls, ensure_admin
 from gateway.forward import Forwarder
 from gateway.governance import Governance, system_now_us
 from gateway.home import Home
-from gateway.keys import KeyStore
+from gateway.keys import KeysError, KeyStore
 from gateway.live import Live
 from gateway.protocol import HeadBounds
 from gateway.pseudonyms import Pseudonyms
@@ -156,7 +156,8 @@ class Worker:
             engine = await asyncio.to_thread(load_engine, bundle_of(loaded))
             clients = await assembly.open_clients(loaded, self.sim_urls, self.environ, self.clients)
             catalogue = catalogue_of(loaded, clients)
-        except (ConfigError, BundleError, Unready) as error:
+            await asyncio.to_thread(self.keys.reload)
+        except (ConfigError, BundleError, Unready, KeysError) as error:
             log.error("reload refused", reason=str(error))
             return {"applied": False, "problems": str(error).splitlines()}
         changes = diff(self.loaded.config, loaded.config)
@@ -167,7 +168,6 @@ class Worker:
         if engine.revision != old_revision:
             of.decider.swap(engine)
             controls.record("policy_loaded", actor, engine.revision, digest=engine.revision, detail=old_revision)
-        self.keys.reload()
         self._label(of)
         controls.record("config_applied", actor, str(loaded.path), digest=loaded.digest, detail=changes)
         self._retire([client for name, client in old_clients.items() if clients.get(name) is not client])
