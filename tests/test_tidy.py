@@ -93,7 +93,7 @@ def strangers(folders: set[str], known: set[str]) -> set[str]:
 
 def _imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.ImportFrom):
-        return [node.module or ""]
+        return [] if node.level else [node.module or ""]
     return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
 
 
