@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import mmap
 import os
 import re
 import threading
@@ -83,6 +84,7 @@ class Journal:
         self._wake = threading.Event()
         self._hurry = threading.Event()
         self._fd = -1
+        self._pages: mmap.mmap
         self._offset = 0
         self._capacity = 0
         self._dirty = False
@@ -186,6 +188,7 @@ class Journal:
         self._commit()
         with self._lock:
             failure, self._failure = self._failure, f"the journal {self.writer} is closed"
+        self._pages.close()
         for fd in (self._fd, self._directory_fd):
             os.close(fd)
         if failure is not None:
@@ -203,14 +206,12 @@ class Journal:
         payload = b'{"seq":%d%b' % (seq, rest)
         digest = hashlib.sha256(self._tail_sha256 + payload).digest()
         record = HEADER.pack(len(payload), digest) + payload
-        try:
-            written = os.pwrite(self._fd, record, self._offset)
-            while written < len(record):
-                written += os.pwrite(self._fd, record[written:], self._offset + written)
-        except OSError as error:
-            raise JournalFailed(self._fail(error)) from error
-        self._offset += written
-        self.bytes_total += written
+        # The segment is allocated, so a store into its mapping cannot fail for want of space; like write(2) it is in
+        # the page cache when this returns and survives the process, without a system call that waits for an fsync.
+        end = self._offset + len(record)
+        self._pages[self._offset : end] = record
+        self._offset = end
+        self.bytes_total += len(record)
         self.tail_seq, self._tail_sha256 = seq, digest
 
     def _rotate(self, record_bytes: int) -> None:
@@ -224,11 +225,16 @@ class Journal:
             raise JournalFull(f"{self.directory}: no room for another segment; free disk space or raise bytes_max")
         path = segment_path(self.directory, self.tail_seq + 1)
         if self._fd >= 0:
+            self._pages.close()
             self._retired.append((self._fd, self._offset))
-        self._fd = self._reserve.take(path)
-        self._offset, self._capacity = 0, self._reserve.segment_bytes
+        self._map(self._reserve.take(path), self._reserve.segment_bytes)
+        self._offset = 0
         self._snapshot_bytes = len(rest)
         self._write(rest)
+
+    def _map(self, fd: int, capacity: int) -> None:
+        self._fd, self._capacity = fd, capacity
+        self._pages = mmap.mmap(fd, capacity)
 
     def _fail(self, error: Exception) -> str:
         if self._failure is None:
@@ -281,6 +287,7 @@ class Journal:
             except OSError:
                 # A full disk is an expected answer: the records that exist stand, and room_for() says no.
                 self._capacity = os.fstat(self._fd).st_size
+        self._map(self._fd, self._capacity)
 
     def _commit_forever(self) -> None:
         try:
