@@ -37,7 +37,7 @@ log = structlog.get_logger("gateway")
 US = 1_000_000
 LEDGER_PERIOD_S = 5.0
 # Read once at start; a reload names those of them that changed instead of pretending.
-FIXED = ("listen", "limits", "book", "ledger", "telemetry", "webhooks", "policy.cache_max")
+FIXED = ("listen", "limits", "book.url", "ledger", "telemetry", "webhooks", "policy.cache_max")
 
 
 class Worker:
@@ -96,7 +96,8 @@ class Worker:
         while not all(each.started for each in servers):  # noqa: ASYNC110 uvicorn tells by a flag
             await asyncio.sleep(0.01)
         (host, port), (admin_host, admin_port) = (bound.getsockname()[:2] for bound in sockets)
-        self.home.write_run("gateway", {"host": host, "port": port, "admin_host": admin_host, "admin_port": admin_port})
+        where = {"host": host, "port": port, "admin_host": admin_host, "admin_port": admin_port}
+        self.home.write_run("gateway", {**where, "config": str(self.loaded.path.resolve())})
         try:
             await asyncio.gather(*serving)
         finally:

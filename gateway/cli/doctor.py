@@ -39,11 +39,17 @@ class Finding:
 
 def doctor(home: HomeOption = HOME, config: ConfigOption = CONFIG, as_json: JsonOption = False) -> None:
     """Check every dependency; exit 3 when one that is needed is away."""
-    findings = [*_software(), *_configured(Home(home), config), *_running(Home(home))]
+    findings = [*_software(), *_configured(Home(home), _in_force(Home(home), config)), *_running(Home(home))]
     rows = [asdict(finding) for finding in findings]
     print_rows("Doctor", rows, ("dependency", "state", "detail"), as_json=as_json)
     if any(finding.state == AWAY for finding in findings):
         raise typer.Exit(3)
+
+
+def _in_force(home: Home, config: Path) -> Path:
+    """The configuration named, or where there is none the one that the running gateway has."""
+    run = home.read_run("gateway") if not config.exists() and home.alive("gateway") else None
+    return config if run is None else Path(run["config"])
 
 
 def _software() -> Iterator[Finding]:
