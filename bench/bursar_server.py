@@ -113,7 +113,7 @@ def configuration(upstream_url: str) -> dict[str, Any]:
     return {
         "version": 1,
         "policy": {"url": "embedded:rego/"},
-        "telemetry": {"trace_sample": 0.01, "console": True},
+        "telemetry": {"trace_sample": 0.01, "otlp_endpoint": upstream_url},
         "runtimes": [runtime],
         "models": [model],
         "budgets": [

@@ -109,13 +109,16 @@ MODELS: Final = orjson.dumps(
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer chat completions, the model list and the health probe; anything else is 404."""
+    """Answer chat completions, the model list, the health probe and a trace collector's route; anything else is 404."""
     if scope["type"] == "lifespan":
         await _lifespan(receive, send)
     elif scope["path"] == "/v1/chat/completions":
         await _chat(scope, receive, send)
     elif scope["path"] == "/v1/models":
         await _answer(send, 200, MODELS)
+    elif scope["path"] == "/v1/traces":
+        await read_body(receive)
+        await _answer(send, 200, b"")
     elif scope["path"] == "/health":
         await _answer(send, 200, b"")
     else:

@@ -105,7 +105,8 @@ class _Call:
                 self.response.close()  # at once, so that the runtime computes no more than the steps in flight
             await self._stop(*_STOPPED[live.stopped])
         finally:
-            self._settle(self._seen(is_complete=False), "cut", errors.CLIENT_LEFT)
+            if self.admitted.hold.state is State.OPEN:
+                self._settle(self._seen(is_complete=False), "cut", errors.CLIENT_LEFT)
             if self.response is not None:
                 self.response.close()
             runtime.in_flight -= 1
