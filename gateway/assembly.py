@@ -22,7 +22,7 @@ from gateway.waiting import Waiting
 from gateway.webhooks import Webhooks
 from ledger import recovery
 from ledger.book import Book
-from ledger.client import LedgerClient, running
+from ledger.client import open_ledger
 from ledger.journal import Journal
 from ledger.segments import replay_from_snapshot, segment_paths
 from observability import names
@@ -62,7 +62,7 @@ def open_book(home: Home, config: Config, pseudonyms: Pseudonyms, now_us: Callab
     # A kill can fall between the folder and its first segment, which holds the first snapshot.
     is_new = not directory.exists() or not segment_paths(directory)
     if is_new:
-        recovery.restore_spent(book, _spent_by_ledger(home), now_s)
+        recovery.restore_spent(book, _spent_by_ledger(home, config), now_s)
     journal = Journal.open(
         directory,
         segment_bytes=config.ledger.segment_bytes,
@@ -148,12 +148,14 @@ def watch(of: Governance) -> None:
     metrics.watch_budgets(lambda: remaining(of.book, of.now_us() // US))
 
 
-def _spent_by_ledger(home: Home) -> list[Charge]:
-    """What the ledger says was charged, when its process runs: the book's source where no journal is left."""
-    client: LedgerClient | None = running(home.path)
-    if client is None:
+def _spent_by_ledger(home: Home, config: Config) -> list[Charge]:
+    """What the ledger says was charged: the book's source where a store is there and no journal is left."""
+    folder = config.ledger.folder(home.path)
+    if not folder.exists() or not any(folder.iterdir()):
         return []
+    with open_ledger(home.path, f"chdb://{folder}") as client:
+        rows = client.rows(_SPENT_SQL)
     return [
         Charge(row["budget"], row["counter"], int(row["window_start_s"]), row["resource"], int(row["amount"]))
-        for row in client.rows(_SPENT_SQL)
+        for row in rows
     ]

@@ -87,8 +87,9 @@ class Supervisor:
         self._stopping = False
 
     def start(self) -> None:
-        """Start every part and wait until each is ready; raises StartFailed with the end of its log.
+        """Start each part once the one before is ready, for a gateway without a journal asks the ledger for its sums.
 
+        Raises StartFailed with the end of the log of a part that does not come up.
         From here on SIGTERM and SIGINT ask for a stop and SIGHUP goes to the gateway.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -97,7 +98,6 @@ class Supervisor:
         for part in self.parts:
             self.home.remove_run(part.name)
             part.start()
-        for part in self.parts:
             self._await_ready(part)
 
     def watch(self, until: Callable[[], bool] = lambda: False) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
 import time
@@ -112,6 +113,29 @@ async def test_sigterm_lets_a_stream_end_and_leaves_the_ledger_as_it_was(tmp_pat
     assert after[:5] == before
     [drained] = after[5:]
     assert (drained["status"], drained["certainty"], drained["output_tokens"]) == ("ok", "exact", LONG_OUTPUT_TOKENS)
+
+
+def test_a_lost_journal_is_made_up_for_by_the_ledger(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with Deployment(home, CONFIG) as before:
+        secret = before.create_key("search")
+        for number in range(5):
+            _answer(before, secret, f"kept/{number}")
+        assert len(before.flushed_rows(ROWS_SQL)) == 5
+        spent = _lasting(before)
+    shutil.rmtree(home / "journal")
+    with Deployment(home, CONFIG) as after:
+        assert spent, "something is spent in a window that has not ended"
+        assert _lasting(after) == spent
+        _answer(after, secret, "after-the-loss")
+        assert len(after.rows(ROWS_SQL)) == 6
+        assert after.disagreements() == []
+
+
+def _lasting(deployment: Deployment) -> dict[tuple[str, str], int]:
+    """What is spent on counters whose window does not end within the test."""
+    counters = [counter for counter in deployment.counters() if counter["window"] != "minute" and counter["spent"]]
+    return {(counter["budget"], counter["counter"]): counter["spent"] for counter in counters}
 
 
 def _client(deployment: Deployment, secret: str) -> AsyncOpenAI:
