@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+# A charge as it is journalled: plain, because the serialiser of the hot path knows no named tuples.
+ChargeRow = tuple[str, str, int, str, int]
+
 
 class Charge(NamedTuple):
     """An amount of one resource put on one counter of one budget, in the window that held it.

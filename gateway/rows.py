@@ -114,7 +114,10 @@ def opened(held: Hold, now_us: int) -> dict[str, Any]:
         "action": "opened",
         "expires_at_us": held.expires_at_us,
         "cap": held.cap,
-        "charges": [tuple(charge) for charge in held.charges()],
+        "charges": [
+            (counter.budget.id, counter.name, cell.start_s, counter.budget.resource, amount)
+            for counter, cell, amount in held.lines
+        ],
     }
 
 
@@ -152,7 +155,7 @@ def settled(
         "list_cost_nusd": charged.list_cost_nusd,
         "gpu_cost_nusd": charged.gpu_cost_nusd,
         "certainty": usage.certainty,
-        "charges": [tuple(charge) for charge in settlement.charges],
+        "charges": settlement.charges,
     }
     if outcome.error_code:
         row["error_code"] = outcome.error_code
@@ -182,7 +185,7 @@ def expired(settlement: Settlement, now_us: int) -> dict[str, Any]:
         "gpu_cost_nusd": row["held_gpu_cost_nusd"],
         "duration_us": now_us - settlement.hold.opened_at_us,
         "certainty": "at_most",
-        "charges": [tuple(charge) for charge in settlement.charges],
+        "charges": settlement.charges,
     }
 
 

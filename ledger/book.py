@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from domain.amounts import MILLION, Amounts
-from domain.charges import Charge
+from domain.charges import Charge, ChargeRow
 from domain.decision import BANDS, Band
 from ledger.accounts import Accounts
 from ledger.budgets import Budget, Subject
@@ -50,7 +50,7 @@ class Settlement:
     """What ending a hold did to the counters."""
 
     hold: Hold
-    charges: tuple[Charge, ...]
+    charges: tuple[ChargeRow, ...]
     crossings: tuple[Crossing, ...]
     overages: tuple[Overage, ...]
 
@@ -260,7 +260,7 @@ class Book:
                 counter.spent += spent
                 if spent and counter.grade():
                     crossings.append(self._crossing(counter, cell))
-            charges.append(Charge(budget.id, counter.name, cell.start_s, budget.resource, spent))
+            charges.append((budget.id, counter.name, cell.start_s, budget.resource, spent))
             if spent > held:
                 overages.append(Overage(budget.id, counter.name, budget.resource, spent - held))
         self._close(hold, state)
