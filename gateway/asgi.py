@@ -88,10 +88,8 @@ class DataPlane:
             await send_refusal(send, errors.unauthenticated(key.value), request_id, close=True)
             return
         arrival = Arrival(endpoint, head, key.principal, request_id, arrived_us)
-        task = asyncio.current_task()
-        assert task is not None
-        call = LiveCall(task, time.monotonic() + self.body_bounds.timeout_s)
         connection: Connection = scope["extensions"][EXTENSION]
+        call = LiveCall(connection, time.monotonic() + self.body_bounds.timeout_s)
         connection.call = call
         self.live.calls.add(call)
         try:
@@ -99,7 +97,7 @@ class DataPlane:
         except asyncio.CancelledError:
             if not call.stopped:
                 raise
-            task.uncancel()
+            connection.task.uncancel()
             await self._refuse(call, arrival.unread(), errors.interrupted(call.stopped), send, close=True)
         except Exception:
             if call.hold is not None or call.is_refused:

@@ -99,7 +99,7 @@ class _Call:
         except asyncio.CancelledError:
             if not live.stopped:
                 raise
-            live.task.uncancel()
+            live.connection.task.uncancel()
             await self._drain()
             if self.response is not None:
                 self.response.close()  # at once, so that the runtime computes no more than the steps in flight
@@ -193,7 +193,8 @@ class _Call:
         self._settle(Observed(sent=True, is_complete=True, report=report, produced=produced), "ok")
         headers = [_JSON, (b"content-length", b"%d" % len(data)), *self._headers()]
         self.started = True
-        await send_whole(self.send, 200, headers, data)
+        if not self.live.connection.respond(200, headers, data):
+            await send_whole(self.send, 200, headers, data)
 
     async def _pass_error(self, status: int, data: bytes) -> None:
         """The runtime answered with an error of its own: complete, so nothing is charged unless it reported usage."""
@@ -250,17 +251,15 @@ class _Call:
 
     async def _read(self, response: Response) -> bytes:
         limit = self.caller.response_bytes_max
-        if (response.content_length or 0) > limit:
-            raise Garbage(f"the answer is larger than {limit} bytes")
-        data = await response.read_any()
-        if response.is_complete and not response.has_more:
-            return data
-        parts, size = [data], len(data)
+        parts: list[bytes] = []
+        size = 0
         while data := await response.read_any():
-            parts.append(data)
             size += len(data)
             if size > limit:
                 raise Garbage(f"the answer is larger than {limit} bytes")
+            if response.is_complete and not parts and not response.has_more:
+                return data
+            parts.append(data)
         return b"".join(parts)
 
     def _headers(self) -> Headers:

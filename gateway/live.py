@@ -19,7 +19,7 @@ class LiveCall:
     `is_refused` says that the request has had its row without a hold.
     """
 
-    task: asyncio.Task[None]
+    connection: "Connection"
     deadline_s: float
     hold: Hold | None = None
     stopped: str = ""
@@ -30,13 +30,20 @@ class LiveCall:
         """Interrupt the request; the first reason stays."""
         if not self.stopped:
             self.stopped = why
-            self.task.cancel()
+            self.connection.task.cancel()
 
 
 class Connection(Protocol):
-    """A client's connection, which interrupts the call it carries when the client leaves."""
+    """A client's connection: it interrupts the call it carries when the client leaves.
+
+    `task` is the one that serves the request under way. `respond` sends a whole response in one write, or returns False
+    where that has to go the usual way.
+    """
 
     call: LiveCall | None
+    task: asyncio.Task[None]
+
+    def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool: ...
 
 
 @dataclass(slots=True)

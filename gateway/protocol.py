@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from gateway import errors
 from gateway.errors import ErrorKind, Refusal
@@ -37,6 +37,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.call: LiveCall | None = None
+        self.task: asyncio.Task[None]
         self._head_bytes = 0
         self._body: bytearray | None = None
         self._body_bytes = 0
@@ -82,6 +83,33 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self.scope["extensions"] = self._extensions
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self.task = task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
+    def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Send a whole response of the gateway's own headers in one write.
+
+        ASGI takes two messages, which uvicorn writes apart after a look at every header. False, and nothing is sent,
+        where requests are pipelined or the client does not keep up.
+        """
+        cycle = self.cycle
+        if self.pipeline or cycle.response_started or self.flow.write_paused:
+            return False
+        if cycle.disconnected:
+            return True
+        lines = [STATUS_LINE[status], *[b"%b: %b\r\n" % header for header in headers]]
+        if not cycle.keep_alive:
+            lines.append(b"connection: close\r\n")
+        cycle.response_started = cycle.response_complete = True
+        self.transport.write(b"".join((*lines, b"\r\n", body)))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
+        return True
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
