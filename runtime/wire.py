@@ -35,12 +35,6 @@ class Response:
         return bool(self._parts)
 
     @property
-    def content_length(self) -> int | None:
-        """The length in bytes that the head announces, or None where it announces none."""
-        length = self.header(b"content-length")
-        return None if length is None else int(length)
-
-    @property
     def is_framed(self) -> bool:
         """Whether the head says where the body ends; if not, it ends with the connection."""
         return any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
