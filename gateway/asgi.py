@@ -12,6 +12,7 @@ from domain.ids import uuid7
 from domain.intent import Intent, Principal
 from gateway import errors, flow, rows
 from gateway.admission import Admitted, Ask
+from gateway.bodies import read_whole
 from gateway.calls import Caller
 from gateway.errors import Refusal
 from gateway.governance import Governance
@@ -111,8 +112,10 @@ class DataPlane:
     async def _serve(self, arrival: Arrival, call: LiveCall, receive: Receive, send: Send) -> None:
         """Serve a known caller: the request ends as exactly one usage row, whatever happens."""
         live = self.live
-        can_serve = live.can_serve()
-        data = await self._read(arrival.head, receive) if can_serve else errors.overloaded(is_draining=live.is_draining)
+        if live.can_serve():
+            data = await read_whole(arrival.head, receive, self.body_bounds.bytes_max)
+        else:
+            data = errors.overloaded(is_draining=live.is_draining)
         if isinstance(data, Refusal):
             await self._refuse(call, arrival.unread(), data, send, close=True)
             return
@@ -161,27 +164,6 @@ class DataPlane:
         flow.refuse(self.of, ask, refusal)
         if refusal.kind is not errors.CLIENT_LEFT:
             await send_refusal(send, refusal, ask.intent.request_id, close=close)
-
-    async def _read(self, head: Head, receive: Receive) -> bytes | Refusal:
-        """The body, or why it is not read to its end."""
-        bytes_max = self.body_bounds.bytes_max
-        if head.content_length < 0:
-            return errors.malformed("The content-length header is not a number.", "content-length")
-        if head.content_length > bytes_max:
-            return errors.too_large(bytes_max)
-        parts: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return errors.interrupted("client_left")
-            data: bytes = message.get("body", b"")
-            size += len(data)
-            if size > bytes_max:
-                return errors.too_large(bytes_max)
-            if not message.get("more_body"):
-                return b"".join((*parts, data)) if parts else data
-            parts.append(data)
 
     def _end(self, span: Span, ask: Ask, refusal: Refusal | None) -> None:
         row = self.of.recent.get(ask.intent.request_id) or ask.row

@@ -1,4 +1,4 @@
-"""Bodies: how much of one is read and for how long, for the routes that do not go through the flow."""
+"""Bodies: how much of one is read, and for how long on the routes that do not go through the flow."""
 
 import asyncio
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from domain.ids import uuid7
 from gateway import errors
 from gateway.errors import Refusal
-from gateway.identity import read_head
+from gateway.identity import Head, read_head
 from gateway.replies import App, Message, Receive, Send, send_refusal
 
 
@@ -22,7 +22,7 @@ class BoundedBodies:
         """Read the body and serve the request, or refuse it and close the connection."""
         try:
             async with asyncio.timeout(self.timeout_s):
-                body = await self._read(scope, receive)
+                body = await read_whole(read_head(scope["headers"]), receive, self.bytes_max)
         except TimeoutError:
             body = Refusal(errors.REQUEST_TIMEOUT, f"The body did not arrive within {self.timeout_s:g} s.")
         if isinstance(body, Refusal):
@@ -35,17 +35,23 @@ class BoundedBodies:
 
         await self.app(scope, replay, send)
 
-    async def _read(self, scope: Message, receive: Receive) -> bytes | Refusal:
-        if read_head(scope["headers"]).content_length > self.bytes_max:
-            return errors.too_large(self.bytes_max)
-        body = b""
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return errors.interrupted("client_left")
-            data: bytes = message.get("body", b"")
-            body += data
-            if len(body) > self.bytes_max:
-                return errors.too_large(self.bytes_max)
-            if not message.get("more_body"):
-                return body
+
+async def read_whole(head: Head, receive: Receive, bytes_max: int) -> bytes | Refusal:
+    """A whole body of at most `bytes_max`, or why it is not read to its end."""
+    if head.content_length < 0:
+        return errors.malformed("The content-length header is not a number.", "content-length")
+    if head.content_length > bytes_max:
+        return errors.too_large(bytes_max)
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return errors.interrupted("client_left")
+        data: bytes = message.get("body", b"")
+        size += len(data)
+        if size > bytes_max:
+            return errors.too_large(bytes_max)
+        if not message.get("more_body"):
+            return b"".join((*parts, data)) if parts else data
+        parts.append(data)
