@@ -192,6 +192,10 @@ class Scope(Section):
         return tuple((dimension, value) for dimension, value in self if value is not None)
 
 
+# Resources that are in the vector and that no runtime of this version reports.
+UNMETERED = ("kv_block_us", "energy_uj")
+
+
 class Budget(Section):
     """A limit on one resource over a scope and a window, in the resource's unit."""
 
@@ -204,6 +208,13 @@ class Budget(Section):
     mode: Literal["hard", "soft"] = "hard"
     thresholds: tuple[Ratio, ...] = (0.8, 0.95)
     on_unavailable: Literal["deny", "lease", "allow"] = "lease"
+
+    @field_validator("resource")
+    @classmethod
+    def _metered(cls, value: str) -> str:
+        if value in UNMETERED:
+            raise ValueError(f"{value} is not metered by this version, so a budget on it would never refuse anything")
+        return value
 
     @field_validator("window")
     @classmethod

@@ -120,3 +120,9 @@ def test_every_window_that_configuration_takes_the_ledger_takes(window: str) -> 
     budget = Budget(id="b", owner="o", scope=Scope(), resource="tokens", limit=1, window=window)
     assert parse_window(budget.window).duration_s >= 60
     assert (budget.mode, budget.thresholds, budget.on_unavailable) == ("hard", (0.8, 0.95), "lease")
+
+
+@pytest.mark.parametrize("resource", ["kv_block_us", "energy_uj"])
+def test_a_budget_on_what_nothing_meters_is_refused(resource: Any) -> None:
+    with pytest.raises(ValidationError, match=f"{resource} is not metered by this version"):
+        Budget(id="b", owner="o", scope=Scope(), resource=resource, limit=1, window="day")
