@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,21 @@ async def worker(tmp_path: Path) -> AsyncIterator[OneWorker]:
     await worker.close()
 
 
+@dataclass
+class Line:
+    """A connection that carries one task and sends nothing."""
+
+    task: asyncio.Task[None]
+    call: LiveCall | None = None
+
+    def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        return False
+
+
 def call_of(hold: Hold, *, deadline_s: float = float("inf")) -> LiveCall:
     task = asyncio.current_task()
     assert task is not None
-    return LiveCall(task, deadline_s, hold)
+    return LiveCall(Line(task), deadline_s, hold)
 
 
 def counters(of: Governance) -> dict[str, tuple[int, int]]:
@@ -110,7 +122,7 @@ async def test_a_sweep_that_cannot_write_stops_overdue_calls_all_the_same(worker
     sweeping = asyncio.create_task(sweep_forever(of, live))
     await asyncio.sleep(0)
     stuck = asyncio.create_task(asyncio.sleep(30))
-    live.calls.add(LiveCall(stuck, time.monotonic(), owned))
+    live.calls.add(LiveCall(Line(stuck), time.monotonic(), owned))
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(stuck, 5)
     await asyncio.sleep(0)
