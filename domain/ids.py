@@ -1,10 +1,13 @@
 """Identifiers: UUIDv7 strings, which sort by the time they were made."""
 
+import os
 import random
 import time
 
 # Identifiers must not collide; nothing is protected by their being hard to guess.
 _random = random.Random()  # noqa: S311 seeded by the system, used for uniqueness only
+# A forked child would go on with its parent's numbers and make the same identifiers.
+os.register_at_fork(after_in_child=_random.seed)
 _VERSION_AND_VARIANT = 0x7000_8000_0000_0000_0000
 
 

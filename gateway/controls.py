@@ -51,7 +51,11 @@ class Controls:
         self._book.grant(grant, now_us // US)
         return record
 
-    def create_key(
+    def create_key(self, *, actor: str, **asked: Any) -> dict[str, Any]:
+        """Make a key of the fields of `make_key` and record it; its secret is in the answer and nowhere else."""
+        return self.made_key(*self.make_key(**asked), actor)
+
+    def make_key(
         self,
         *,
         org: str,
@@ -62,11 +66,13 @@ class Controls:
         clearance: str,
         kind: Kind,
         ttl_s: int | None,
-        actor: str,
-    ) -> dict[str, Any]:
-        """Make a key; its secret is in the answer and nowhere else."""
+    ) -> tuple[Key, str]:
+        """Write a new key to the key file and nothing else; it waits for the disk, and any thread may do it."""
         expires_at = None if ttl_s is None else self._now_us() // US + ttl_s
-        key, secret = self._keys.create(org, team, app, user, tuple(roles), clearance, expires_at, kind)
+        return self._keys.create(org, team, app, user, tuple(roles), clearance, expires_at, kind)
+
+    def made_key(self, key: Key, secret: str, actor: str) -> dict[str, Any]:
+        """Record a key that was made; the answer shows its secret."""
         self._on_key()
         self.record("key_created", actor, key.key_id, detail=views.key_view(key))
         return {**views.key_view(key), "secret": secret}
@@ -74,9 +80,11 @@ class Controls:
     def revoke_key(self, key_id: str, actor: str) -> dict[str, Any] | None:
         """Revoke a key from now on; None when there is none of that id."""
         key = self._keys.revoke(key_id)
-        if key is None:
-            return None
-        self.record("key_revoked", actor, key_id, detail=views.key_view(key))
+        return None if key is None else self.revoked_key(key, actor)
+
+    def revoked_key(self, key: Key, actor: str) -> dict[str, Any]:
+        """Record a key that was revoked."""
+        self.record("key_revoked", actor, key.key_id, detail=views.key_view(key))
         return views.key_view(key)
 
     def record(

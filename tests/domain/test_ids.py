@@ -1,5 +1,6 @@
 """Identifiers: version 7 UUIDs that sort by when they were made and do not repeat."""
 
+import multiprocessing
 import uuid
 
 from hypothesis import given
@@ -27,3 +28,9 @@ def test_ids_sort_by_the_time_they_were_made(one_ms: int, other_ms: int) -> None
 
 def test_ids_of_one_millisecond_differ() -> None:
     assert len({uuid7(1_772_280_000_000) for _ in range(10_000)}) == 10_000
+
+
+def test_forked_processes_make_different_identifiers() -> None:
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        made = [uuid7(1), *pool.map(uuid7, [1] * 40, chunksize=10)]
+    assert len(set(made)) == 41
