@@ -1,4 +1,4 @@
-"""Clients that leave a real vLLM: nothing that it computed goes uncharged but the steps in flight."""
+"""Clients that leave a real vLLM: what it computed until then is charged."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def test_a_client_that_leaves_two_choices_is_charged_for_both(governed: Go
 
 async def test_a_client_that_leaves_while_it_waits_for_a_seat_is_charged_its_prompt(governed: Governed) -> None:
     episode = governed.episode("left-waiting")
-    async with governed.client() as client, occupied(governed, client, episode, SEATS):
+    async with governed.client() as client, occupied(governed, episode, SEATS):
         body = asked("Is there a seat?", 20, stream=True)
         request = asyncio.create_task(client.chat.completions.create(**body, extra_headers=episode.headers()))
         await until_state(governed, running=SEATS, waiting=1)

@@ -159,11 +159,7 @@ async def test_policy_and_not_the_client_says_who_goes_first(governed: Governed)
 
     for team in ("bulk", "urgent"):
         governed.secret(team)
-    async with (
-        governed.client() as client,
-        asyncio.TaskGroup() as group,
-        occupied(governed, client, episode, SEATS) as leaving,
-    ):
+    async with asyncio.TaskGroup() as group, occupied(governed, episode, SEATS) as leaving:
         group.create_task(ask("bulk", extra_body={"priority": AHEAD_OF_ALL}))
         await until_state(governed, running=SEATS, waiting=1)
         group.create_task(ask("urgent"))

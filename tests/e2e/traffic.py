@@ -6,13 +6,15 @@ import asyncio
 import json
 from asyncio import Event
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 from openai import AsyncOpenAI
 
 from tests.e2e.configuration import CHAT_MODEL
+from tests.e2e.crowd import CHAT
 from tests.e2e.governed import Episode, Governed
 
 SEATED_TOKENS = 3000  # many seconds of answer; who has a seat keeps it until told to leave
@@ -54,12 +56,7 @@ async def send_and_leave(governed: Governed, body: dict[str, Any], headers: dict
 
     The SDK may give up before it has sent anything; here the whole request has left.
     """
-    sent = {
-        **{name: value for name, value in body.items() if name != "extra_body"},
-        **body["extra_body"],
-        "stream": True,
-    }
-    content = json.dumps(sent).encode()
+    content = _streamed(body)
     url = urlsplit(governed.deployment.url)
     lines = [
         "POST /v1/chat/completions HTTP/1.1",
@@ -79,12 +76,15 @@ async def send_and_leave(governed: Governed, body: dict[str, Any], headers: dict
 
 
 @asynccontextmanager
-async def occupied(governed: Governed, client: AsyncOpenAI, episode: Episode, seats: int) -> AsyncIterator[list[Event]]:
+async def occupied(governed: Governed, episode: Episode, seats: int) -> AsyncIterator[list[Event]]:
     """Have all of vLLM's seats taken while the context lasts; each event that is set frees one earlier."""
     leaving = [Event() for _ in range(seats)]
-    async with asyncio.TaskGroup() as group:
+    headers = {"authorization": f"Bearer {governed.secret()}", "content-type": "application/json"}
+    async with aiohttp.ClientSession(headers=headers) as session, asyncio.TaskGroup() as group:
         for seat, leave in enumerate(leaving):
-            group.create_task(_sit(client, asked(f"Seat {seat}", SEATED_TOKENS), episode.headers(), leave))
+            content = _streamed(asked(f"Seat {seat}", SEATED_TOKENS))
+            asking = session.post(f"{governed.deployment.url}{CHAT}", data=content, headers=episode.headers())
+            group.create_task(_sit(asking, leave))
         try:
             await until_state(governed, running=seats, waiting=0)
             yield leaving
@@ -93,15 +93,23 @@ async def occupied(governed: Governed, client: AsyncOpenAI, episode: Episode, se
                 leave.set()
 
 
-async def _sit(client: AsyncOpenAI, body: dict[str, Any], headers: dict[str, str], leave: Event) -> None:
-    """Read an answer until told to leave in the middle of it."""
-    stream = await client.chat.completions.create(**body, stream=True, extra_headers=headers)
-    async for _ in stream:
-        if leave.is_set():
-            break
-    else:
-        raise AssertionError("the answer ended before its client was told to leave")
-    await stream.close()
+async def _sit(asking: AbstractAsyncContextManager[aiohttp.ClientResponse], leave: Event) -> None:
+    """Take an answer as it comes, unparsed, until told to leave in the middle of it.
+
+    Eight streams read with the SDK take a whole core, and the test's other requests would wait for it.
+    """
+    async with asking as response:
+        assert response.status == 200, await response.text()
+        while not leave.is_set():
+            assert await response.content.readany(), "the answer ended before its client was told to leave"
+            await asyncio.sleep(POLL_S)
+        response.close()
+
+
+def _streamed(body: dict[str, Any]) -> bytes:
+    """What the SDK would send for a chat that is streamed."""
+    plain = {name: value for name, value in body.items() if name != "extra_body"}
+    return json.dumps({**plain, **body["extra_body"], "stream": True}).encode()
 
 
 async def until_state(governed: Governed, *, running: int, waiting: int) -> None:
