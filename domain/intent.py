@@ -31,7 +31,8 @@ class Intent(NamedTuple):
     """What one request asks for, bounded before anything is spent.
 
     `input_bound` is the most input tokens it can take, `choices` multiplies the output, and `max_output_tokens` is the
-    caller's cap per choice, or None where it named none.
+    caller's cap per choice, or None where it named none. `priority` is where the caller steps back to in a runtime's
+    queue; 0 is not to step back.
     """
 
     request_id: str
@@ -45,3 +46,4 @@ class Intent(NamedTuple):
     tools: tuple[str, ...] = ()
     run: Run = NO_RUN
     cache_salt: str = ""
+    priority: int = 0

@@ -20,7 +20,8 @@ from gateway.identity import Head, read_head
 from gateway.keys import Key, KeyStore
 from gateway.live import EXTENSION, Connection, Live, LiveCall
 from gateway.pseudonyms import Pseudonyms
-from gateway.replies import App, Message, Receive, Send, send_refusal
+from gateway.repeats import Answer, Name
+from gateway.replies import App, Message, Receive, Send, replayed, send_refusal, send_whole
 from gateway.requests import ENDPOINTS, Endpoint, read_body, read_intent
 from gateway.traces import traced
 from observability.names import EVENT_HELD
@@ -101,7 +102,7 @@ class DataPlane:
             connection.task.uncancel()
             await self._refuse(call, arrival.unread(), errors.interrupted(call.stopped), send, close=True)
         except Exception:
-            if call.hold is not None or call.is_refused:
+            if call.hold is not None or call.is_recorded:
                 raise
             log.exception("request failed", request_id=request_id)
             await self._refuse(call, arrival.unread(), errors.internal(), send, close=True)
@@ -110,7 +111,7 @@ class DataPlane:
             self.live.calls.discard(call)
 
     async def _serve(self, arrival: Arrival, call: LiveCall, receive: Receive, send: Send) -> None:
-        """Serve a known caller: the request ends as exactly one usage row, whatever happens."""
+        """Serve a known caller: one usage row, whatever happens, unless an answer that has one is sent again."""
         live = self.live
         if live.can_serve():
             data = await read_whole(arrival.head, receive, self.body_bounds.bytes_max)
@@ -123,14 +124,37 @@ class DataPlane:
         if isinstance(body, Refusal):
             await self._refuse(call, arrival.unread(), body, send)
             return
+        if arrival.head.idempotency_key is None:
+            await self._govern(arrival, call, body, send)
+        else:
+            name = Name(arrival.principal.key_id, arrival.endpoint.name, arrival.head.idempotency_key)
+            await self._govern_once(name, arrival, call, data, body, send)
+
+    async def _govern_once(
+        self, name: Name, arrival: Arrival, call: LiveCall, data: bytes, body: dict[str, Any], send: Send
+    ) -> None:
+        """Govern a request unless its client has sent it before under the same name."""
+        begun = self.of.repeats.begin(name, data, arrival.request_id, arrival.arrived_us)
+        if isinstance(begun, Refusal):
+            await self._refuse(call, arrival.unread(body["model"]), begun, send)
+            return
+        if isinstance(begun, Answer):
+            call.is_recorded = True
+            self.of.metrics.replayed(name.endpoint)
+            await send_whole(send, 200, replayed(begun.headers), begun.body)
+            return
+        call.attempt = begun
+        try:
+            await self._govern(arrival, call, body, send)
+        finally:
+            self.of.repeats.end(begun, self.of.now_us())
+
+    async def _govern(self, arrival: Arrival, call: LiveCall, body: dict[str, Any], send: Send) -> None:
         ask = self._ask(arrival, body)
         if isinstance(ask, Refusal):
             await self._refuse(call, arrival.unread(body["model"]), ask, send)
             return
         call.deadline_s = math.inf
-        await self._govern(arrival, ask, call, body, send)
-
-    async def _govern(self, arrival: Arrival, ask: Ask, call: LiveCall, body: dict[str, Any], send: Send) -> None:
         result = await flow.admit(self.of, ask)
         while isinstance(result, Admitted):
             traceparent = arrival.head.traceparent
@@ -152,15 +176,18 @@ class DataPlane:
         if offer is None:
             return errors.unknown_model(body["model"])
         principal = self.pseudonyms.applied(arrival.principal, body.get("user"))
-        intent = read_intent(arrival.endpoint, body, principal, arrival.request_id, offer.measure, arrival.head.run)
+        head = arrival.head
+        intent = read_intent(
+            arrival.endpoint, body, principal, arrival.request_id, offer.measure, head.run, head.priority
+        )
         if isinstance(intent, Refusal):
             return intent
-        return Ask(intent, arrival.arrived_us, rows.identity(intent, arrival.head.request_id))
+        return Ask(intent, arrival.arrived_us, rows.identity(intent, head.request_id))
 
     async def _refuse(self, call: LiveCall, ask: Ask, refusal: Refusal, send: Send, *, close: bool = False) -> None:
-        if call.is_refused:  # and was interrupted while that was being said
+        if call.is_recorded:  # and was interrupted while that was being said
             return
-        call.is_refused = True
+        call.is_recorded = True
         flow.refuse(self.of, ask, refusal)
         if refusal.kind is not errors.CLIENT_LEFT:
             await send_refusal(send, refusal, ask.intent.request_id, close=close)

@@ -17,6 +17,7 @@ from gateway.governance import Governance
 from gateway.home import Home
 from gateway.pseudonyms import Pseudonyms
 from gateway.recent import Recent
+from gateway.repeats import Repeats
 from gateway.views import remaining
 from gateway.waiting import Waiting
 from gateway.webhooks import Webhooks
@@ -84,7 +85,7 @@ def governance_of(
     opened: Opened, home: Home, loaded: LoadedConfig, clients: Mapping[str, RuntimeClient], metrics: Metrics
 ) -> Governance:
     """The governance of a worker over open runtime clients; raises Unready or BundleError when something is missing."""
-    config = loaded.config
+    config, limits = loaded.config, loaded.config.limits
     journal = opened.journal
     decider = Decider(
         load_engine(bundle_of(loaded)),
@@ -98,8 +99,9 @@ def governance_of(
         catalogue=catalogue_of(loaded, clients),
         metrics=metrics,
         webhooks=Webhooks(config.webhooks, aiohttp.ClientSession),
-        waiting=Waiting(config.limits.queued_max),
+        waiting=Waiting(limits.queued_max),
         recent=Recent(),
+        repeats=Repeats(limits.repeats_max, limits.repeats_bytes_max, int(limits.repeats_ttl_s * US)),
         hold_ttl_s=config.book.hold_ttl_s,
     )
     watch(of)

@@ -15,6 +15,7 @@ from gateway.forward import Forwarder
 from gateway.governance import Governance
 from gateway.live import LiveCall
 from gateway.metering import Observed
+from gateway.repeats import Answer
 from gateway.replies import Headers, Send, governed_headers, send_refusal, send_whole
 from gateway.requests import Endpoint
 from ledger.holds import State
@@ -192,6 +193,8 @@ class _Call:
         produced = sum(map(produced_bytes, choices)) if report is None and isinstance(choices, list) else 0
         self._settle(Observed(sent=True, is_complete=True, report=report, produced=produced), "ok")
         headers = [_JSON, (b"content-length", b"%d" % len(data)), *self._headers()]
+        if self.live.attempt is not None:
+            self.live.attempt.answer = Answer(headers, data)
         self.started = True
         if not self.live.connection.respond(200, headers, data):
             await send_whole(self.send, 200, headers, data)
@@ -248,6 +251,8 @@ class _Call:
             return
         outcome = Outcome(seen, status, kind.status if kind else 200, kind.code if kind else "", self.ttft_us)
         flow.settle(self.of, self.admitted, outcome)
+        if self.live.attempt is not None:
+            self.live.attempt.is_served = status == "ok"
 
     async def _read(self, response: Response) -> bytes:
         limit = self.caller.response_bytes_max

@@ -85,6 +85,9 @@ class Limits(Section):
     drain_timeout_s: Seconds = 30
     sse_event_bytes_max: Size = MIB
     response_bytes_max: Size = 64 * MIB
+    repeats_max: Count = 10_000
+    repeats_bytes_max: Size = 64 * MIB
+    repeats_ttl_s: Seconds = 3600
 
 
 class Book(Section):

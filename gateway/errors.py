@@ -26,8 +26,11 @@ UNKNOWN_ROUTE = ErrorKind(404, "invalid_request_error", "unknown_route")
 USAGE_NOT_FOUND = ErrorKind(404, "invalid_request_error", "usage_not_found")
 METHOD_NOT_ALLOWED = ErrorKind(405, "invalid_request_error", "method_not_allowed")
 REQUEST_TIMEOUT = ErrorKind(408, "invalid_request_error", "request_timeout")
+IDEMPOTENCY_IN_PROGRESS = ErrorKind(409, "invalid_request_error", "idempotency_in_progress", retryable=True)
+IDEMPOTENCY_COMPLETED = ErrorKind(409, "invalid_request_error", "idempotency_completed")
 REQUEST_TOO_LARGE = ErrorKind(413, "invalid_request_error", "request_too_large")
 URL_TOO_LONG = ErrorKind(414, "invalid_request_error", "url_too_long")
+IDEMPOTENCY_KEY_REUSED = ErrorKind(422, "invalid_request_error", "idempotency_key_reused")
 HEADERS_TOO_LARGE = ErrorKind(431, "invalid_request_error", "headers_too_large")
 INSUFFICIENT_QUOTA = ErrorKind(429, "insufficient_quota", "insufficient_quota")
 RATE_LIMIT_EXCEEDED = ErrorKind(429, "requests", "rate_limit_exceeded", retryable=True)
@@ -40,6 +43,8 @@ GOVERNANCE_UNAVAILABLE = ErrorKind(503, "governance_unavailable", "governance_un
 POLICY_UNAVAILABLE = ErrorKind(503, "policy_unavailable", "policy_unavailable", retryable=True)
 
 RETRY_AFTER_S = 1
+# Clients retry a 429 and a 409 by themselves, and waiting changes nothing here.
+_NOT_TO_RETRY = (INSUFFICIENT_QUOTA, IDEMPOTENCY_COMPLETED)
 _JSON = (b"content-type", b"application/json")
 
 
@@ -79,7 +84,7 @@ class Refusal:
             if self.kind is RATE_LIMIT_EXCEEDED:
                 of = "requests" if self.type == "requests" else "tokens"
                 headers.append((f"x-ratelimit-reset-{of}".encode(), b"%ds" % seconds))
-        if self.kind is INSUFFICIENT_QUOTA:
+        if self.kind in _NOT_TO_RETRY:
             headers.append((b"x-should-retry", b"false"))
         return headers
 
@@ -182,6 +187,25 @@ def too_much_input(bound: int, bound_max: int, decision: Decision) -> Refusal:
 def malformed(message: str, param: str | None = None) -> Refusal:
     """The request itself is wrong: name the field."""
     return Refusal(INVALID_REQUEST, message, param)
+
+
+def in_progress(request_id: str) -> Refusal:
+    """The request that this one repeats has not ended."""
+    message = f"Request {request_id} has this Idempotency-Key and is in progress; try again shortly."
+    return Refusal(IDEMPOTENCY_IN_PROGRESS, message, detail={"request_id": request_id})
+
+
+def completed(request_id: str) -> Refusal:
+    """The request that this one repeats was served, and its answer is not kept."""
+    usage = f"/v1/usage/{request_id}"
+    message = f"Request {request_id} had this Idempotency-Key; its answer is not kept, what it used is at {usage}."
+    return Refusal(IDEMPOTENCY_COMPLETED, message, detail={"request_id": request_id, "usage": usage})
+
+
+def key_reused(request_id: str) -> Refusal:
+    """Another request has the same Idempotency-Key."""
+    message = f"Request {request_id} has this Idempotency-Key and another body; give each request a key of its own."
+    return Refusal(IDEMPOTENCY_KEY_REUSED, message, "idempotency-key", {"request_id": request_id})
 
 
 def stream_error(refusal: Refusal) -> bytes:

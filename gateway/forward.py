@@ -24,7 +24,7 @@ class Forwarder:
         """The body to send: what was asked, with the fields that Bursar sets."""
         intent, obligations = admitted.ask.intent, admitted.decision.obligations
         body = asked.copy()
-        for name in OWNED & asked.keys():
+        for name in asked.keys() & OWNED:
             del body[name]
         body["model"] = admitted.offer.upstream_model
         if admitted.hold.cap:
@@ -42,8 +42,11 @@ class Forwarder:
             body["stream_options"] = options
         if speaks_vllm:
             body["cache_salt"] = self._salt(intent, obligations.cache_domain)
-            if obligations.priority is not None:
-                body["priority"] = obligations.priority
+            priority = obligations.priority
+            if intent.priority:  # a runtime serves lower numbers first, and takes none for 0
+                priority = max(intent.priority, priority or 0)
+            if priority is not None:
+                body["priority"] = priority
         return orjson.dumps(body)
 
     def headers(self, admitted: Admitted, traceparent: bytes | None) -> bytes:

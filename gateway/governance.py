@@ -10,6 +10,7 @@ from domain.ids import uuid7
 from domain.intent import Intent
 from gateway.catalogue import Catalogue
 from gateway.recent import Recent
+from gateway.repeats import Repeats
 from gateway.rows import RISK_LEVEL
 from gateway.waiting import Waiting
 from gateway.webhooks import Webhooks
@@ -37,6 +38,7 @@ class Governance:
     webhooks: Webhooks
     waiting: Waiting
     recent: Recent
+    repeats: Repeats
     hold_ttl_s: int
     now_us: Callable[[], int] = field(default=system_now_us)
 

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gateway.repeats import Attempt
 from ledger.holds import Hold
 
 # The key of an ASGI scope's extensions under which the server's protocol offers the connection of a request.
@@ -16,7 +17,8 @@ class LiveCall:
     """One request in progress; `deadline_s` is monotonic, `stopped` says why it was interrupted.
 
     `on_client` is true while the gateway waits for the client: for its body, or to take what was sent to it.
-    `is_refused` says that the request has had its row without a hold.
+    `is_recorded` says that the request needs no row any more: it was refused, or it repeats one that has its own.
+    `attempt` is there where it carries an `Idempotency-Key`.
     """
 
     connection: "Connection"
@@ -24,7 +26,8 @@ class LiveCall:
     hold: Hold | None = None
     stopped: str = ""
     on_client: bool = True
-    is_refused: bool = False
+    is_recorded: bool = False
+    attempt: Attempt | None = None
 
     def stop(self, why: str) -> None:
         """Interrupt the request; the first reason stays."""

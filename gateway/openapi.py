@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from gateway.requests import PRIORITY_MAX
+
 _ERROR = {"$ref": "#/components/schemas/Error"}
 _GENERATES = {
     "model": {"type": "string", "minLength": 1, "maxLength": 256},
@@ -42,14 +44,29 @@ _EMBEDDING = {
     "required": ["model", "input"],
     "properties": {"model": _GENERATES["model"], "input": _TEXTS, "user": _GENERATES["user"]},
 }
+_HEADERS = [
+    {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "Names the request: sent again under the same name it is not run again.",
+        "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    },
+    {
+        "name": "x-bursar-priority",
+        "in": "header",
+        "description": "Steps back in the runtime's queue: the higher, the later.",
+        "schema": {"type": "integer", "minimum": 0, "maximum": PRIORITY_MAX},
+    },
+]
 _REFUSALS = {
     "400": "The request is malformed; `param` names the field.",
     "401": "The key is missing, unknown, revoked or expired.",
     "403": "Rego said no; the reasons are listed.",
     "404": "The model is not offered to the caller.",
     "408": "The request did not arrive in time.",
+    "409": "The request has been sent before: it is in progress, or was served and its answer is not kept.",
     "413": "The body is over the limit.",
-    "422": "The runtime could not process the request.",
+    "422": "The `Idempotency-Key` belongs to another body, or the runtime could not process the request.",
     "429": "A budget cannot hold this: it is named, with what is left and when it resets.",
     "502": "The runtime failed.",
     "503": "Overloaded, stopping, or governance is not available.",
@@ -108,6 +125,7 @@ def _post(summary: str, schema: dict[str, Any], *, streams: bool) -> dict[str, A
     return {
         "post": {
             "summary": summary,
+            "parameters": _HEADERS,
             "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
             "responses": {"200": {"description": "The runtime's answer.", "content": content}, **_refusals(_REFUSALS)},
         }

@@ -15,6 +15,8 @@ Receive = Callable[[], Awaitable[Message]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
+# Headers that say what was left at one moment.
+_MOMENTARY = (b"x-bursar-budget", b"x-ratelimit-")
 # A resource that OpenAI's rate limit headers speak of -> their names: limit, remaining, reset.
 _RATED = {
     resource: (
@@ -43,6 +45,12 @@ async def send_refusal(send: Send, refusal: Refusal, request_id: str, *, close: 
         headers.append((b"x-bursar-decision", refusal.decision.decision_id.encode()))
         headers.append((b"x-bursar-policy", refusal.decision.revision.encode()))
     await send_whole(send, refusal.kind.status, headers, body)
+
+
+def replayed(headers: Headers) -> Headers:
+    """The headers of an answer that is sent again: its own ids, and nothing of what was left of budgets then."""
+    lasting = [header for header in headers if not header[0].startswith(_MOMENTARY)]
+    return [*lasting, (b"x-bursar-replayed", b"true")]
 
 
 def governed_headers(admitted: Admitted, now_s: int) -> Headers:

@@ -14,6 +14,8 @@ TOOLS_MAX = 512
 NAME_CHARS_MAX = 256
 # What is read must be written again for the runtime, and orjson writes no more levels than this.
 LEVELS_MAX = 254
+# As far back as a policy itself can place a request.
+PRIORITY_MAX = 2**53 - 1
 
 
 class Endpoint(NamedTuple):
@@ -62,8 +64,11 @@ def read_intent(
     request_id: str,
     measure: Measure,
     run: Run = NO_RUN,
+    priority: int = 0,
 ) -> Intent | Refusal:
-    """What the body asks for, bounded; a Refusal names the first field that is wrong."""
+    """What the body and the headers ask for, bounded; a Refusal names the first of them that is wrong."""
+    if not 0 <= priority <= PRIORITY_MAX:
+        return malformed(f"x-bursar-priority must be a whole number from 0 to {PRIORITY_MAX}.", "x-bursar-priority")
     for name in fields.REFUSED.keys() & body.keys():
         if body[name] not in (None, False):
             return malformed(f"{name} is not accepted: {fields.REFUSED[name]}.", name)
@@ -81,8 +86,8 @@ def read_intent(
         cap = _output_cap(endpoint, body)
         tools = _tools(body)
         input_bound, prompts = _input(endpoint, body, measure)
-    except _FieldError as error:
-        return Refusal(INVALID_REQUEST, f"{error.field} {error}.", error.field)
+    except _FieldError as wrong:
+        return Refusal(INVALID_REQUEST, f"{wrong.field} {wrong}.", wrong.field)
     except ValueError as error:
         return malformed(f"{error}.", str(error).split(" ", 1)[0])
     return Intent(
@@ -97,6 +102,7 @@ def read_intent(
         tools,
         run,
         salt or "",
+        priority,
     )
 
 

@@ -1,4 +1,4 @@
-"""The sweep: twice a second, stop what is overdue, renew what lives and expire what lost its owner."""
+"""The sweep: twice a second, stop what is overdue, renew what lives, expire what lost its owner, forget what is old."""
 
 import asyncio
 
@@ -31,9 +31,10 @@ async def sweep_forever(of: Governance, live: Live) -> None:
 
 
 def sweep(of: Governance, live: Live) -> None:
-    """One pass over live calls, open holds and counters."""
+    """One pass over live calls, kept answers, open holds and counters."""
     live.stop_overdue()
     now_us = of.now_us()
+    of.repeats.forget_old(now_us)
     renew(of, live, now_us)
     expire(of, live, now_us)
     of.book.counters(now_us // US)

@@ -46,6 +46,7 @@ class Metrics:
             names.OVERAGE: Tally(values_max),
             names.HOLD_EXPIRED: Tally(),
             names.UPSTREAM_ERRORS: Tally(values_max),
+            names.REPLAYS: Tally(),
         }
         self._tallies[names.HOLD_EXPIRED].add(count=0)
         self._breakers: dict[str, bool] = {}
@@ -133,6 +134,10 @@ class Metrics:
     def upstream_error(self, runtime: str, kind: str) -> None:
         """Count a failed call of a runtime by its kind of failure."""
         self._tallies[names.UPSTREAM_ERRORS].add(self._runtimes.bound(runtime), kind)
+
+    def replayed(self, endpoint: str) -> None:
+        """Count an answer that was sent again; it is no request of its own and leaves no ledger row."""
+        self._tallies[names.REPLAYS].add(self._endpoints.bound(endpoint))
 
     def breaker(self, runtime: str, *, is_open: bool) -> None:
         """Show the circuit breaker of a runtime as it now stands."""

@@ -70,6 +70,7 @@ TALLIES = {
     names.OVERAGE: ("Settlements that charged a budget more than was held.", ("budget",)),
     names.HOLD_EXPIRED: ("Holds that lost their owner and were charged in full.", ()),
     names.UPSTREAM_ERRORS: ("Failed calls of runtimes.", ("runtime", "kind")),
+    names.REPLAYS: ("Answers sent again for an Idempotency-Key, which leave no ledger row.", ("endpoint",)),
 }
 
 

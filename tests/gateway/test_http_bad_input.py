@@ -146,6 +146,16 @@ def test_a_model_on_an_endpoint_that_it_does_not_serve_is_refused(gateway: Gatew
     assert error["param"] == "model"
 
 
+@pytest.mark.parametrize("value", ["", "-1", "+1", "1.5", "1e3", "high", "0x10", str(2**53), "9" * 400])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_priority_that_is_not_one_is_refused(gateway: GatewayProcess, value: str, stream: bool) -> None:
+    answer = gateway.chat(headers={"x-bursar-priority": value}, stream=stream)
+    error = assert_refused(gateway, answer, 400, "invalid_request")
+    assert error["param"] == "x-bursar-priority"
+    assert error["type"] == "invalid_request_error"
+    assert "x-bursar-priority" in error["message"]
+
+
 def test_choices_and_prompts_multiply_what_is_held(gateway: GatewayProcess, fake: FakeRuntime) -> None:
     asked = {"model": "plain", "prompt": ["a", "b"], "n": 3, "max_tokens": 10}
     row = gateway.ended(post(gateway, asked, "/v1/completions"))

@@ -89,6 +89,31 @@ def test_priority_is_policys(gateway: GatewayProcess, fake: FakeRuntime) -> None
     assert received(gateway, fake, gateway.chat(priority=-1000)).body["priority"] == 10
 
 
+@pytest.mark.parametrize(("asked", "given"), [("0", 10), ("9", 10), ("11", 11), (str(2**53 - 1), 2**53 - 1)])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_caller_may_step_back_and_not_forward(
+    gateway: GatewayProcess, fake: FakeRuntime, asked: str, given: int, stream: bool
+) -> None:
+    answer = gateway.chat(headers={"x-bursar-priority": asked}, priority=-1000, stream=stream)
+    assert received(gateway, fake, answer).body["priority"] == given
+
+
+def test_stepping_back_is_no_input_of_policy(gateway: GatewayProcess) -> None:
+    """Decisions are cached by their input, so each value of the header would be one of its own."""
+    known = gateway.ended(gateway.chat())["decision_id"]
+    decisions = len(gateway.records("decision_inputs"))
+    for asked in ("12", "345"):
+        answer = gateway.chat(headers={"x-bursar-priority": asked})
+        assert answer.headers["x-bursar-decision"] == gateway.ended(answer)["decision_id"] == known
+    assert len(gateway.records("decision_inputs")) == decisions
+
+
+def test_a_runtime_that_is_not_vllm_hears_of_no_priority(gateway: GatewayProcess, fake: FakeRuntime) -> None:
+    got = received(gateway, fake, gateway.chat(model="foreign", headers={"x-bursar-priority": "50"}))
+    assert "priority" not in got.body
+    assert got.headers.keys() == {"host", "content-type", "content-length", "x-request-id", "authorization"}
+
+
 def test_the_model_is_called_by_its_runtimes_name(gateway: GatewayProcess, fake: FakeRuntime) -> None:
     got = received(gateway, fake, gateway.chat(model="renamed"))
     assert got.body["model"] == "org/its-own-name"

@@ -11,6 +11,7 @@ import pytest
 
 from gateway.governance import Governance
 from gateway.live import Live, LiveCall
+from gateway.repeats import Attempt, Name
 from gateway.sweep import sweep, sweep_forever
 from ledger.holds import Hold, State
 from tests.gateway.one_worker import NOON_US, US, OneWorker, admitted, budget
@@ -110,6 +111,18 @@ async def test_a_slot_that_expires_lets_in_who_waits_for_it(worker: OneWorker) -
     sweep(of, Live(10))
     await asyncio.wait_for(waiting, 1)
     assert len(of.waiting) == 0
+
+
+async def test_an_answer_is_forgotten_in_time_though_nobody_asks_for_it(worker: OneWorker) -> None:
+    of = await worker.open()
+    name = Name("k1", "chat", b"key")
+    attempt = of.repeats.begin(name, b"{}", "r", NOON_US)
+    assert isinstance(attempt, Attempt)
+    attempt.is_served = True
+    of.repeats.end(attempt, NOON_US)
+    worker.now_us = NOON_US + 3600 * US
+    sweep(of, Live(10))
+    assert isinstance(of.repeats.begin(name, b"{}", "r", NOON_US), Attempt)
 
 
 async def test_a_sweep_that_cannot_write_stops_overdue_calls_all_the_same(worker: OneWorker) -> None:

@@ -188,6 +188,8 @@ def test_events_are_counted_by_their_bounded_labels(metrics: Metrics, scrape: Sc
     metrics.overage("not-configured")
     metrics.hold_expired()
     metrics.upstream_error("sim", "timeout")
+    metrics.replayed("chat")
+    metrics.replayed("invented")
     metrics.breaker("sim", is_open=True)
     samples = scrape(metrics)
     assert sample(samples, names.REFUSALS, code="policy_denied") == 2
@@ -196,6 +198,8 @@ def test_events_are_counted_by_their_bounded_labels(metrics: Metrics, scrape: Sc
     assert sample(samples, names.OVERAGE, budget="other") == 1
     assert sample(samples, names.HOLD_EXPIRED) == 1
     assert sample(samples, names.UPSTREAM_ERRORS, runtime="sim", kind="timeout") == 1
+    assert sample(samples, names.REPLAYS, endpoint="chat") == 1
+    assert sample(samples, names.REPLAYS, endpoint="other") == 1
     assert sample(samples, names.BREAKER_OPEN, runtime="sim") == 1
 
 
