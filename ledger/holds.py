@@ -38,7 +38,7 @@ TRANSITIONS: dict[tuple[State, Move], State] = {
 }
 
 
-class IllegalMove(RuntimeError):
+class IllegalMove(Exception):
     """A hold was asked to do what its state does not allow: a bug in the caller, and nothing was changed."""
 
 

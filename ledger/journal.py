@@ -93,7 +93,7 @@ class Journal:
         self._failure: str | None = None
         self._closing = False
         self._heads: dict[str, bytes] = {}
-        self._thread = threading.Thread(target=self._commit_forever, name=f"fsync {self.writer}", daemon=True)
+        self._committer = threading.Thread(target=self._commit_forever, name=f"fsync {self.writer}", daemon=True)
 
     @classmethod
     def open(
@@ -124,7 +124,7 @@ class Journal:
         except BaseException:
             os.close(lock_fd)
             raise
-        journal._thread.start()
+        journal._committer.start()
         return journal
 
     def append(self, kind: str, body: Mapping[str, Any], members: bytes = b"") -> int:
@@ -184,7 +184,7 @@ class Journal:
         self._closing = True
         self._hurry.set()
         self._wake.set()
-        self._thread.join()
+        self._committer.join()
         self._commit()
         with self._lock:
             failure, self._failure = self._failure, f"the journal {self.writer} is closed"

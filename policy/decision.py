@@ -13,7 +13,7 @@ _LIST_MAX = 256
 _TEXT_MAX = 1024
 
 
-def parse(raw: Document) -> tuple[bool, tuple[Reason, ...], Obligations]:
+def parse(raw: object) -> tuple[bool, tuple[Reason, ...], Obligations]:
     """Whether to admit, why not, and the obligations; raises MalformedDecision at the first thing out of form."""
     if not isinstance(raw, dict) or raw.keys() != _FIELDS:
         raise MalformedDecision(f"a decision has exactly {sorted(_FIELDS)}")

@@ -111,6 +111,6 @@ class Engine(Protocol):
         """The digest of the bundle, `sha256:` and 16 hexadecimal digits."""
         ...
 
-    def evaluate(self, document: Document) -> Document:
-        """The raw decision for one input; raises EvaluationError or one of its kinds."""
+    def evaluate(self, document: Document) -> object:
+        """What the entry point is worth for one input, in any form; raises EvaluationError or one of its kinds."""
         ...
