@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BUNDLE := rego
+TESTS = $(or $(ARGS),tests --ignore=tests/e2e)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check e2e load bench clean
+.PHONY: help setup run compile test compiled check e2e load bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 10
@@ -16,8 +17,15 @@ setup: ## make .venv from requirements-dev.lock; the other targets do it by them
 run: setup ## serve with demo traffic and its ledger report; ARGS=--once exits after the report
 	@$(BIN)/bursar up --demo $(ARGS)
 
-test: setup ## run every test that needs nothing but this machine; ARGS=tests/ledger for some
-	$(BIN)/pytest -q $(or $(ARGS),tests --ignore=tests/e2e)
+compile: setup ## compile what each request passes through, where there is a C compiler; `run` uses what is compiled
+	@$(BIN)/python .ci/compile.py
+
+test: setup ## run every test that needs nothing but this machine, as Python; ARGS=tests/ledger for some
+	BURSAR_COMPILED=0 $(BIN)/pytest -q $(TESTS)
+
+compiled: compile ## the same tests on what is compiled
+	@if [ -e build/compiled/sources.sha256 ]; then BURSAR_COMPILED=1 $(BIN)/pytest -q $(TESTS); \
+	else echo "Nothing is compiled: make test has run all there is."; fi
 
 check: setup ## lint, types, layers, policies and the shipped configuration
 	$(BIN)/ruff check .
@@ -28,14 +36,14 @@ check: setup ## lint, types, layers, policies and the shipped configuration
 	$(BIN)/bursar policy test --bundle $(BUNDLE)
 	$(BIN)/bursar config check --config gateway/demo.yaml
 
-e2e: setup ## real traffic through vLLM on CPU (its own environment, 5 GB, on the first run)
+e2e: compile ## real traffic through vLLM on CPU (its own environment, 5 GB, on the first run)
 	$(BIN)/python tests/e2e/vllm_environment.py
 	$(BIN)/pytest -q tests/e2e
 
-load: setup ## half a minute of Locust against an instance of its own; every account must agree at the end
+load: compile ## half a minute of Locust against an instance of its own; every account must agree at the end
 	$(BIN)/python -m tests.load.run
 
-bench: setup ## measure against references in the same run; ONLY=name for one row
+bench: compile ## measure against references in the same run; ONLY=name for one row
 	$(BIN)/python -m bench --only "$(ONLY)"
 
 clean: ## remove environments, caches and build results; the home .bursar/ stays

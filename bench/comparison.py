@@ -12,9 +12,11 @@ from bench.errors import MeasurementError
 from bench.load import Load, drive
 from bench.server import Server
 from bench.workload import CHUNKS
+from ledger.shipper import BATCH_AGE_S
 
 # What a server leaves for later (journals, shipping, spans) belongs to its requests, so a round waits for it.
-DRAIN_MIN_S: Final = 1.5
+# The last rows of a load are shipped by then, so their cost is counted.
+DRAIN_MIN_S: Final = BATCH_AGE_S + 0.5
 DRAIN_MAX_S: Final = 8.0
 QUIET_WINDOW_S: Final = 0.25
 QUIET_SHARE: Final = 0.02

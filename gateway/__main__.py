@@ -7,9 +7,11 @@ from gateway import compiled
 try:
     compiled.use()
 except compiled.NotCompiled as error:
-    sys.exit(f"bursar: {error}")
+    sys.stderr.write(f"bursar: {error}\n")
+    sys.exit(3)  # what else `bursar` answers when something that it needs is away
 
-from gateway.cli import main  # noqa: E402  what it imports is found compiled only from here on
+# What this imports is found compiled only from here on.
+from gateway.cli import main
 
 if __name__ == "__main__":
     main()

@@ -114,7 +114,8 @@ class DataPlane:
         """Serve a known caller: one usage row, whatever happens, unless an answer that has one is sent again."""
         live = self.live
         if live.can_serve():
-            data = await read_whole(arrival.head, receive, self.body_bounds.bytes_max)
+            arrived = call.connection.take_body(self.body_bounds.bytes_max)
+            data = await read_whole(arrival.head, receive, self.body_bounds.bytes_max) if arrived is None else arrived
         else:
             data = errors.overloaded(is_draining=live.is_draining)
         if isinstance(data, Refusal):

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class Caller:
     event_bytes_max: int
     response_bytes_max: int
 
-    async def call(
+    def call(
         self,
         endpoint: Endpoint,
         admitted: Admitted,
@@ -59,12 +60,12 @@ class Caller:
         body: dict[str, Any],
         send: Send,
         traceparent: bytes | None,
-    ) -> Refusal | None:
+    ) -> Coroutine[Any, Any, Refusal | None]:
         """Call the runtime and answer the client; the hold is settled when this returns None or raises.
 
         A refusal is returned when nothing could be sent: the hold is void and the client has not been answered.
         """
-        return await _Call(self, endpoint, admitted, live, send).run(body, traceparent)
+        return _Call(self, endpoint, admitted, live, send).run(body, traceparent)
 
 
 class _Call:
@@ -113,7 +114,7 @@ class _Call:
             runtime.in_flight -= 1
         return None
 
-    async def _send(self, body: dict[str, Any], traceparent: bytes | None) -> Response:
+    def _send(self, body: dict[str, Any], traceparent: bytes | None) -> Coroutine[Any, Any, Response]:
         forwarder, intent = self.caller.forwarder, self.admitted.ask.intent
         if intent.stream:
             show_final, show_all = _shown(body)
@@ -126,15 +127,14 @@ class _Call:
         headers = forwarder.headers(self.admitted, traceparent)
         payload = forwarder.body(self.admitted, body)
         self.sent = True
-        return await self.admitted.runtime.post(self.endpoint.path, payload, headers)
+        return self.admitted.runtime.post(self.endpoint.path, payload, headers)
 
-    async def _answer(self, response: Response) -> None:
+    def _answer(self, response: Response) -> Coroutine[Any, Any, None]:
         if response.status != 200:
-            await self._pass_error(response.status, await self._read(response))
-        elif self.meter is not None:
-            await self._stream(response, self.meter)
-        else:
-            await self._whole(await self._read(response))
+            return self._pass_error(response)
+        if self.meter is not None:
+            return self._stream(response, self.meter)
+        return self._whole(response)
 
     async def _drain(self) -> None:
         """Take in what the runtime has already sent: a report that lies unread would be charged short."""
@@ -181,7 +181,9 @@ class _Call:
         else:
             self._settle(self._seen(is_complete=False), "failed", errors.UPSTREAM_ERROR)
 
-    async def _whole(self, data: bytes) -> None:
+    async def _whole(self, response: Response) -> None:
+        data = response.read_nowait() if response.is_complete else await self._read(response)
+        self._check_size(len(data))
         try:
             answer = orjson.loads(data)
         except orjson.JSONDecodeError as error:
@@ -199,9 +201,9 @@ class _Call:
         if not self.live.connection.respond(200, headers, data):
             await send_whole(self.send, 200, headers, data)
 
-    async def _pass_error(self, status: int, data: bytes) -> None:
+    async def _pass_error(self, response: Response) -> None:
         """The runtime answered with an error of its own: complete, so nothing is charged unless it reported usage."""
-        runtime = self.admitted.runtime.spec.id
+        runtime, status, data = self.admitted.runtime.spec.id, response.status, await self._read(response)
         answer = _object(data)
         seen = Observed(sent=True, is_complete=True, is_error=True, report=read_report(answer.get("usage")))
         self.of.metrics.upstream_error(runtime, f"http_{status // 100}xx")
@@ -255,17 +257,15 @@ class _Call:
             self.live.attempt.is_served = status == "ok"
 
     async def _read(self, response: Response) -> bytes:
-        limit = self.caller.response_bytes_max
-        parts: list[bytes] = []
-        size = 0
+        whole = bytearray()
         while data := await response.read_any():
-            size += len(data)
-            if size > limit:
-                raise Garbage(f"the answer is larger than {limit} bytes")
-            if response.is_complete and not parts and not response.has_more:
-                return data
-            parts.append(data)
-        return b"".join(parts)
+            whole += data
+            self._check_size(len(whole))
+        return bytes(whole)
+
+    def _check_size(self, size: int) -> None:
+        if size > self.caller.response_bytes_max:
+            raise Garbage(f"the answer is larger than {self.caller.response_bytes_max} bytes")
 
     def _headers(self) -> Headers:
         return governed_headers(self.admitted, self.of.now_us() // _US)

@@ -8,16 +8,15 @@ import hashlib
 import os
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "build" / "compiled"
-STAMP = FOLDER / "sources.sha256"
 LAYERS = ("domain", "policy", "ledger", "runtime", "observability", "gateway")
+RECIPE = (".ci/compile.py", "pyproject.toml", "requirements-dev.lock")
 MODULES = (
     "domain.amounts",
     "domain.charges",
@@ -39,6 +38,7 @@ MODULES = (
     "gateway.identity",
     "gateway.live",
     "gateway.metering",
+    "gateway.protocol",
     "gateway.pseudonyms",
     "gateway.recent",
     "gateway.repeats",
@@ -62,12 +62,60 @@ MODULES = (
     "runtime.wire",
 )
 
-# "0": never; "1": or else NotCompiled; otherwise: where they are.
+# "0": never; "1": or else NotCompiled; "" or unset: where they are.
 SWITCH = "BURSAR_COMPILED"
 
 
 class NotCompiled(Exception):
-    """Compiled modules were asked for and there are none of these sources."""
+    """What the environment asks for cannot be had: nothing is compiled of these sources, or there is no such switch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Compiled modules under a root, beside the sources of all layers that they are made from."""
+
+    root: Path
+    modules: tuple[str, ...] = MODULES
+
+    @property
+    def folder(self) -> Path:
+        """Where the compiled modules lie."""
+        return self.root / "build" / "compiled"
+
+    @property
+    def stamp(self) -> Path:
+        """The digest of the sources that were compiled; written last, so there is none on half a build."""
+        return self.folder / "sources.sha256"
+
+    def files(self) -> dict[str, Path]:
+        """Every compiled module, and the library that they share, by its name."""
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        found = {file.relative_to(self.folder): file for file in self.folder.rglob(f"*{suffix}")}
+        return {".".join(path.parts).removesuffix(suffix): file for path, file in found.items()}
+
+    def is_current(self) -> bool:
+        """Whether all modules are compiled, from the sources as they are now."""
+        try:
+            stamped = self.stamp.read_bytes()
+        except OSError:
+            return False
+        return stamped == self.digest().encode() and self.files().keys() >= set(self.modules)
+
+    def digest(self) -> str:
+        """What identifies the sources of all layers, how they are compiled, and the Python that it is done for."""
+        whole = hashlib.sha256(f"{sys.version} {sysconfig.get_platform()} {' '.join(self.modules)}".encode())
+        for source in self._sources():
+            whole.update(f"\n{source.relative_to(self.root)}\n".encode() + source.read_bytes())
+        return whole.hexdigest()
+
+    def _sources(self) -> Iterator[Path]:
+        yield from (self.root / name for name in RECIPE if (self.root / name).exists())
+        for layer in LAYERS:
+            yield from sorted((self.root / layer).rglob("*.py"))
+
+
+# Of a checkout: where a wheel is installed, nothing lies beside it and Python's own modules are imported.
+BUILD = Build(Path(__file__).resolve().parent.parent)
 
 
 class Finder:
@@ -84,31 +132,27 @@ class Finder:
         return None if file is None else spec_from_file_location(name, file)
 
 
-def use(environ: Mapping[str, str] = os.environ) -> bool:
+def use(environ: Mapping[str, str] = os.environ, build: Build = BUILD) -> bool:
     """Have compiled modules imported from now on; False where Python's own will be.
 
     Call it before any of them is imported. NotCompiled where the environment insists on them.
     """
     wanted = environ.get(SWITCH, "")
+    if wanted not in ("", "0", "1"):
+        raise NotCompiled(f"{SWITCH} is {wanted!r}: it may be 0, 1 or unset")
     if wanted == "0":
         return False
-    if not STAMP.exists() or STAMP.read_text(encoding="ascii") != digest():
+    if not build.is_current():
         if wanted == "1":
-            raise NotCompiled(f"{FOLDER} has not these sources compiled: run `make compile`")
+            raise NotCompiled(f"{build.folder} has not these sources compiled: run `make compile`")
         return False
-    early = sorted(sys.modules.keys() & set(MODULES))
+    early = sorted(sys.modules.keys() & set(build.modules))
     if early:
         raise NotCompiled(f"{early[0]} has been imported already")
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    found = (path.relative_to(FOLDER) for path in FOLDER.rglob(f"*{suffix}"))
-    sys.meta_path.insert(0, Finder({".".join(file.parts).removesuffix(suffix): FOLDER / file for file in found}))
+    sys.meta_path.insert(0, Finder(build.files()))
     return True
 
 
-def digest() -> str:
-    """What identifies the sources of all layers and the Python that they are compiled for."""
-    whole = hashlib.sha256(f"{sys.version} {sysconfig.get_platform()} {' '.join(MODULES)}".encode())
-    for layer in LAYERS:
-        for source in sorted((ROOT / layer).rglob("*.py")):
-            whole.update(f"\n{source.relative_to(ROOT)}\n".encode() + source.read_bytes())
-    return whole.hexdigest()
+def in_use() -> bool:
+    """Whether this process imports compiled modules."""
+    return any(isinstance(finder, Finder) for finder in sys.meta_path)

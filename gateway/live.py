@@ -39,13 +39,15 @@ class LiveCall:
 class Connection(Protocol):
     """A client's connection: it interrupts the call it carries when the client leaves.
 
-    `task` is the one that serves the request under way. `respond` sends a whole response in one write, or returns False
-    where that has to go the usual way.
+    `task` is the one that serves the request under way. `take_body` is the whole body, or None where it has to be
+    received the usual way. `respond` sends a whole response in one write, or returns False where that has to go the
+    usual way.
     """
 
     call: LiveCall | None
     task: asyncio.Task[None]
 
+    def take_body(self, bytes_max: int) -> bytes | None: ...
     def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool: ...
 
 

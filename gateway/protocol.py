@@ -1,8 +1,10 @@
 """The HTTP/1.1 protocol with bounds: uvicorn's own, which with httptools bounds neither headers nor their time."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -32,10 +34,9 @@ class BoundedProtocol(HttpToolsProtocol):
     It also tells the call that a connection carries when its client leaves.
     """
 
-    bounds: ClassVar[HeadBounds]
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, bounds: HeadBounds, **options: Any) -> None:
+        super().__init__(**options)
+        self.bounds = bounds
         self.call: LiveCall | None = None
         self.task: asyncio.Task[None]
         self._head_bytes = 0
@@ -88,6 +89,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self.task = task = self.loop.create_task(cycle.run_asgi(app))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
+
+    def take_body(self, bytes_max: int) -> bytes | None:
+        """The whole body, taken from what has arrived; None where more is to come or it is over its bound."""
+        cycle = self.cycle
+        if cycle.more_body or cycle.disconnected or len(cycle.body) > bytes_max:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        self.flow.resume_reading()
+        return body
 
     def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         """Send a whole response of the gateway's own headers in one write.
@@ -171,6 +181,6 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def bounded(bounds: HeadBounds) -> type[BoundedProtocol]:
-    """The protocol class for uvicorn with these bounds."""
-    return type("BoundedProtocol", (BoundedProtocol,), {"bounds": bounds})
+def bounded(bounds: HeadBounds) -> Callable[..., BoundedProtocol]:
+    """What makes the protocol of each connection for uvicorn, with these bounds."""
+    return partial(BoundedProtocol, bounds)

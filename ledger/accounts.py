@@ -29,7 +29,8 @@ class Accounts:
 
     def __iter__(self) -> Iterator[Counter]:
         """Every counter in force."""
-        return (counter for counters in self._counters.values() for counter in counters.values())
+        for counters in self._counters.values():
+            yield from counters.values()
 
     def configure(self, budgets: Iterable[Budget], now_s: int) -> None:
         """Take a new set of budgets; what had stopped to count under the old ones stays forgotten."""

@@ -65,7 +65,7 @@ class Demand(NamedTuple):
     def at(self, cap: int) -> Amounts:
         """The whole demand if the output reached `cap`, rounded up."""
         return Amounts(
-            *(fixed - (-rate * cap // MILLION) for fixed, rate in zip(self.fixed, self.per_output_mtok, strict=True))
+            *[fixed - (-rate * cap // MILLION) for fixed, rate in zip(self.fixed, self.per_output_mtok, strict=True)]
         )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from domain.decision import Obligations, Reason
-from policy.port import Document, MalformedDecision
+from policy.port import MalformedDecision
 
 _FIELDS = frozenset({"allow", "reasons", "obligations"})
 _CACHE_DOMAINS = frozenset({"app", "team", "org", "shared"})

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Coroutine
 from ssl import SSLContext
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from runtime.port import Unreachable
@@ -46,17 +47,17 @@ class Pool:
         self._timer: asyncio.TimerHandle | None = None
         self._closed: asyncio.Future[None] | None = None
 
-    async def post(self, path: str, body: bytes, headers: bytes) -> Response:
+    def post(self, path: str, body: bytes, headers: bytes) -> Coroutine[Any, Any, Response]:
         """Send a POST and return its response once the head is in; the caller closes it.
 
         `headers` are whole lines that end in CRLF; Host and Content-Length are added. Never retried once written.
         Raises Unreachable, Lost and Garbage, and ValueError for what would be another request than was meant.
         """
-        return await self._call("POST ", path, b"Content-Length: %d\r\n" % len(body), headers, body)
+        return self._call("POST ", path, b"Content-Length: %d\r\n" % len(body), headers, body)
 
-    async def get(self, path: str, headers: bytes) -> Response:
+    def get(self, path: str, headers: bytes) -> Coroutine[Any, Any, Response]:
         """Send a GET; else as `post`."""
-        return await self._call("GET ", path, b"", headers, b"")
+        return self._call("GET ", path, b"", headers, b"")
 
     async def close(self) -> None:
         """Abort every connection and wait until the last is gone; those who wait get Unreachable. Idempotent."""
@@ -78,7 +79,7 @@ class Pool:
         head = b"".join(((method + target + self._after_path).encode("ascii"), length, headers, b"\r\n"))
         if " " in target or not target.isprintable() or head.find(b"\r\n\r\n") != len(head) - 4:
             raise ValueError("the path or the headers would change where the request ends")
-        connection = await self._checkout()
+        connection = self._idle_one() or await self._checkout()
         response = connection.send(head + body)
         try:
             while not response.status:
@@ -88,10 +89,8 @@ class Pool:
             raise
         return response
 
-    async def _checkout(self) -> Connection:
-        """An open connection that is the caller's alone."""
-        if self._closed is not None:
-            raise Unreachable("the pool is closed")
+    def _idle_one(self) -> Connection | None:
+        """A connection that is open and idle, now the caller's alone; those that were closed meanwhile make room."""
         oldest_s = self._loop.time() - self._keepalive_s
         while self._idle:
             connection = self._idle.pop()
@@ -99,6 +98,12 @@ class Pool:
                 return connection
             connection.abort()
             self._room += 1
+        return None
+
+    async def _checkout(self) -> Connection:
+        """A connection made for the caller, or handed on by another when there is no room."""
+        if self._closed is not None:
+            raise Unreachable("the pool is closed")
         if self._room:
             self._room -= 1
         else:

@@ -30,11 +30,6 @@ class Response:
         self._parts = parts
 
     @property
-    def has_more(self) -> bool:
-        """Whether some of the body that has arrived is still to be read."""
-        return bool(self._parts)
-
-    @property
     def is_framed(self) -> bool:
         """Whether the head says where the body ends; if not, it ends with the connection."""
         return any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self.headers)

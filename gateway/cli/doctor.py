@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from gateway import compiled
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import print_rows
 from gateway.composition import bundle_of
@@ -59,6 +60,8 @@ def _software() -> Iterator[Finding]:
             yield Finding(package, OK, importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
             yield Finding(package, AWAY, f"install it: pip install {package}")
+    where = f"in use, from {compiled.BUILD.folder}" if compiled.in_use() else "not in use, see `make compile`"
+    yield Finding("compiled modules", OK if compiled.in_use() else OPTIONAL, where)
     opa = shutil.which("opa")
     yield Finding("opa", OK if opa else OPTIONAL, opa or "not on PATH; policies are tested on the embedded engine only")
 

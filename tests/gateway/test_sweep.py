@@ -35,6 +35,9 @@ class Line:
     task: asyncio.Task[None]
     call: LiveCall | None = None
 
+    def take_body(self, bytes_max: int) -> bytes | None:
+        return None
+
     def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         return False
 
