@@ -9,7 +9,7 @@ from bench.load import Load, drive
 from bench.row import Row
 
 # Long enough that batches are those of a busy gateway: the ledger ships each second or two, at a price per batch.
-UNARY: Final = Load(requests=6000, concurrency=16)
+UNARY: Final = Load(requests=10_000, concurrency=16)
 UNARY_ROUNDS: Final = 7
 UNARY_WARM_UP: Final = 500
 STREAMED: Final = Load(requests=200, concurrency=50, stream=True)

@@ -46,12 +46,14 @@ MODULES = (
     "gateway.requests",
     "gateway.rows",
     "ledger.accounts",
+    "ledger.batch",
     "ledger.book",
     "ledger.budgets",
     "ledger.counters",
     "ledger.holds",
     "ledger.journal",
     "ledger.records",
+    "ledger.segments",
     "ledger.windows",
     "observability.metrics",
     "policy.decider",
@@ -151,6 +153,15 @@ def use(environ: Mapping[str, str] = os.environ, build: Build = BUILD) -> bool:
         raise NotCompiled(f"{early[0]} has been imported already")
     sys.meta_path.insert(0, Finder(build.files()))
     return True
+
+
+def start() -> None:
+    """Begin a process: `use`, or end it with a sentence and exit code 3, as for anything needed that is away."""
+    try:
+        use()
+    except NotCompiled as error:
+        sys.stderr.write(f"bursar: {error}\n")
+        sys.exit(3)
 
 
 def in_use() -> bool:

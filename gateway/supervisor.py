@@ -157,8 +157,8 @@ def parts_of(config: Config, config_path: Path, home: Home, overrides: Sequence[
     ledger = Part(
         "ledger",
         [
-            *(python, "-m", "ledger", "--home", str(home.path), "--url", f"chdb://{config.ledger.folder(home.path)}"),
-            *("--retention-s", str(config.ledger.retention_s)),
+            *(python, "-m", "gateway.ledger_process", "--home", str(home.path)),
+            *("--url", f"chdb://{config.ledger.folder(home.path)}", "--retention-s", str(config.ledger.retention_s)),
         ],
         logs / "ledger.log",
     )

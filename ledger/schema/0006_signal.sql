@@ -4,18 +4,18 @@ CREATE TABLE IF NOT EXISTS signal
     ts_us Int64 EPHEMERAL,
     ts DateTime64(6, 'UTC') DEFAULT fromUnixTimestamp64Micro(ts_us, 'UTC') CODEC(Delta, ZSTD(1)),
     event_id String CODEC(ZSTD(1)),
-    name LowCardinality(String),
-    org LowCardinality(String),
-    team LowCardinality(String),
-    app LowCardinality(String),
+    name String CODEC(ZSTD(1)),
+    org String CODEC(ZSTD(1)),
+    team String CODEC(ZSTD(1)),
+    app String CODEC(ZSTD(1)),
     subject String CODEC(ZSTD(1)),
-    level LowCardinality(String),
+    level String CODEC(ZSTD(1)),
     value Float64,
     detail String CODEC(ZSTD(1)),
-    writer LowCardinality(String),
+    writer String CODEC(ZSTD(1)),
     seq UInt64 CODEC(Delta, ZSTD(1))
 )
 ENGINE = MergeTree
 PARTITION BY toYYYYMM(ts)
 ORDER BY (name, org, ts, event_id)
-SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1, min_rows_to_fsync_after_merge = 1
+SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1, min_rows_to_fsync_after_merge = 1, min_parts_to_merge_at_once = 10
