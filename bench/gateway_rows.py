@@ -22,8 +22,8 @@ PEER_UNARY: Final = Load(requests=200, concurrency=4)
 PEER_STREAMED: Final = Load(requests=24, concurrency=4, stream=True)
 PEER_ROUNDS: Final = 5
 PEER_WARM_UP: Final = 24
-OURS_PER_PEER_UNARY: Final = 5
-OURS_PER_PEER_STREAMED: Final = 2
+OURS_PER_PEER_UNARY: Final = 20
+OURS_PER_PEER_STREAMED: Final = 10
 
 LATENCY: Final = Load(requests=1000, concurrency=1)
 LATENCY_ROUNDS: Final = 5

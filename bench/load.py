@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
@@ -37,19 +38,22 @@ def drive(base_url: str, headers: dict[str, str], load: Load) -> Report:
         concurrency=load.concurrency,
         deadline_s=load.deadline_s,
     )
-    try:
-        ended = subprocess.run(
-            [sys.executable, "-m", "bench.client"],
-            input=orjson.dumps(asdict(order)),
-            capture_output=True,
-            timeout=load.deadline_s + EXIT_MARGIN_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise MeasurementError(f"the client did not end within {error.timeout:.0f} s") from error
-    if ended.returncode != 0:
-        raise MeasurementError(f"the client failed: {ended.stderr.decode(errors='replace')[-2000:]}")
-    report = Report(**orjson.loads(ended.stdout))
+    with tempfile.TemporaryFile() as told:  # a long report was once cut where a pipe was full
+        try:
+            ended = subprocess.run(
+                [sys.executable, "-m", "bench.client"],
+                input=orjson.dumps(asdict(order)),
+                stdout=told,
+                stderr=subprocess.PIPE,
+                timeout=load.deadline_s + EXIT_MARGIN_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise MeasurementError(f"the client did not end within {error.timeout:.0f} s") from error
+        if ended.returncode != 0:
+            raise MeasurementError(f"the client failed: {ended.stderr.decode(errors='replace')[-2000:]}")
+        told.seek(0)
+        report = Report(**orjson.loads(told.read()))
     if report.failed or len(report.latencies_us) != load.requests:
         raise MeasurementError(f"{report.failed} of {load.requests} answers were wrong: {report.failures}")
     return report
