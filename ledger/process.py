@@ -1,5 +1,6 @@
 """The ledger process: it alone opens the store, ships the journals into it, and serves it on loopback."""
 
+import gc
 import json
 import os
 import secrets
@@ -22,6 +23,7 @@ _CONNECTIONS_MAX = 64
 _TOKEN_BYTES = 32
 _HEADER_BYTES_MAX = 64 << 10
 _DRAIN_S = 10
+_GC_THRESHOLDS = (100_000, 20, 50)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,9 @@ class LedgerProcess:
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))
         if self.while_stdin:
             threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
+        # A batch is tens of thousands of tuples without a cycle: the collector need not walk them, nor what is built here.
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
         finished = threading.Event()
         thread = threading.Thread(target=_ship, args=(shipper, server, finished), name="shipper")
         thread.start()
