@@ -51,7 +51,7 @@ class LedgerProcess:
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))
         if self.while_stdin:
             threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
-        # A batch is tens of thousands of tuples without a cycle: the collector need not walk them, nor what is built here.
+        # A batch is thousands of tuples without a cycle: the collector need not walk them, nor what is built by now.
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
         finished = threading.Event()
