@@ -92,10 +92,10 @@ class _Call:
         try:
             self.response = await self._send(body, traceparent)
             await self._answer(self.response)
-        except Unreachable as error:
+        except Unreachable as unreachable:
             flow.void(self.of, self.admitted)
-            self.of.metrics.upstream_error(runtime.spec.id, type(error).__name__)
-            return Refusal(errors.UPSTREAM_ERROR, f"The call failed: {error}; nothing was charged.")
+            self.of.metrics.upstream_error(runtime.spec.id, type(unreachable).__name__)
+            return Refusal(errors.UPSTREAM_ERROR, f"The call failed: {unreachable}; nothing was charged.")
         except RuntimeFailure as error:
             await self._fail(error)
         except asyncio.CancelledError:

@@ -1,5 +1,6 @@
 """Compiled modules: used all together, only of the very sources, and never where they were not asked for."""
 
+import ast
 import json
 import os
 import shutil
@@ -195,3 +196,14 @@ def test_a_machine_that_cannot_compile_is_told_why_and_runs_python(tmp_path: Pat
     assert done.stderr.endswith("Until then Bursar runs as Python.\n")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "build" / "compiled" / "sources.sha256").exists()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_function_gives_two_exceptions_one_name(module: str) -> None:
+    """Compiled, a name keeps the type that it is given first, and the second handler would raise TypeError."""
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            handlers = [node for node in ast.walk(function) if isinstance(node, ast.ExceptHandler) and node.name]
+            types = {(handler.name, ast.unparse(handler.type)) for handler in handlers if handler.type is not None}
+            assert len(types) == len({name for name, _ in types}), f"{module}.{function.name}: {sorted(types)}"
