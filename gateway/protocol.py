@@ -91,9 +91,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self.tasks.add(task)
 
     def take_body(self, bytes_max: int) -> bytes | None:
-        """The whole body, taken from what has arrived; None where more is to come or it is over its bound."""
+        """The whole body, taken from what has arrived; None where more is to come or it is over its bound.
+
+        Where requests are pipelined, the cycle at hand is that of the last one, so there it is None too.
+        """
         cycle = self.cycle
-        if cycle.more_body or cycle.disconnected or len(cycle.body) > bytes_max:
+        if self.pipeline or cycle.more_body or cycle.disconnected or len(cycle.body) > bytes_max:
             return None
         body, cycle.body = bytes(cycle.body), bytearray()
         self.flow.resume_reading()

@@ -1,6 +1,6 @@
 -- Ids are String, not UUID: several may be empty, a caller may bring its own event_id, and the engine sorts a UUID by its
 -- second half, which throws away the time order of UUIDv7. ZSTD packs their hexadecimal to about half.
--- Names are String too: the dictionaries of LowCardinality took a third of what it costs to insert a request, and ZSTD
+-- Names are String too: the dictionaries of LowCardinality took over a quarter of what a request costs to insert, and ZSTD
 -- packs names that repeat as well.
 -- ts_us is how a row arrives, ts how it stays.
 -- The envelope of every event, in the order of its writer: seq has no gaps, sha256 is the record's hash in hexadecimal.

@@ -208,3 +208,22 @@ def test_one_connection_serves_one_request_after_another(gateway: GatewayProcess
             answers.append(client.post("/v1/chat/completions", json=body, headers=gateway.headers("free")))
     assert {answer.status_code for answer in answers} == {200}
     assert len({gateway.ended(answer)["request_id"] for answer in answers}) == 20
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_pipelined_requests_keep_their_own_bodies(gateway: GatewayProcess, fake: FakeRuntime, count: int) -> None:
+    names = [f"pipelined-{count}-{number}" for number in range(count)]
+    requests = []
+    for seed, name in enumerate(names):
+        body = json.dumps({"model": "plain", "messages": HELLO, "seed": seed}).encode()
+        headers = {**gateway.headers("free"), "x-request-id": name, "host": "x", "content-length": str(len(body))}
+        if name == names[-1]:
+            headers["connection"] = "close"
+        lines = "".join(f"{field}: {value}\r\n" for field, value in headers.items())
+        requests.append(f"POST /v1/chat/completions HTTP/1.1\r\n{lines}\r\n".encode() + body)
+    with gateway.raw() as connection:
+        connection.sendall(b"".join(requests))
+        said = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert said.count(b"HTTP/1.1 200 OK\r\n") == count
+    for seed, name in enumerate(names):
+        assert fake.received[gateway.ended(name)["request_id"]].body["seed"] == seed
