@@ -5,7 +5,7 @@ BUNDLE := rego
 TESTS = $(or $(ARGS),tests --ignore=tests/e2e)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run compile test compiled check e2e load bench clean
+.PHONY: help setup redis run compile test compiled check e2e soak load bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 10
@@ -14,16 +14,19 @@ setup: ## make .venv from requirements-dev.lock; the other targets do it by them
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed: Bursar needs Python 3.11 or newer." >&2; exit 3; }
 	@$(PYTHON) .ci/environment.py
 
+redis: setup # the tests' own: found, or as root installed
+	@$(BIN)/python .ci/redis.py
+
 run: setup ## serve with demo traffic and its ledger report; ARGS=--once exits after the report
 	@$(BIN)/bursar up --demo $(ARGS)
 
 compile: setup ## compile what each request passes through, where there is a C compiler; `run` uses what is compiled
 	@$(BIN)/python .ci/compile.py
 
-test: setup ## run every test that needs nothing but this machine, as Python; ARGS=tests/ledger for some
+test: setup redis ## run every test that needs nothing but this machine, as Python; ARGS=tests/ledger for some
 	BURSAR_COMPILED=0 $(BIN)/pytest -q $(TESTS)
 
-compiled: compile ## the same tests on what is compiled
+compiled: compile redis ## the same tests on what is compiled
 	@if [ -e build/compiled/sources.sha256 ]; then BURSAR_COMPILED=1 $(BIN)/pytest -q $(TESTS); \
 	else echo "Nothing is compiled: make test has run all there is."; fi
 
@@ -36,14 +39,18 @@ check: setup ## lint, types, layers, policies and the shipped configuration
 	$(BIN)/bursar policy test --bundle $(BUNDLE)
 	$(BIN)/bursar config check --config gateway/demo.yaml
 
-e2e: compile ## real traffic through vLLM on CPU (its own environment, 5 GB, on the first run)
+e2e: compile redis ## real traffic through vLLM on CPU (its own environment, 5 GB, on the first run)
 	$(BIN)/python tests/e2e/vllm_environment.py
 	$(BIN)/pytest -q tests/e2e
+
+soak: setup ## kill and simulate far longer than the tests do: SEEDS=10000 KILLS=5000 WHOLE_KILLS=200
+	BURSAR_COMPILED=0 BURSAR_SEEDS=$(or $(SEEDS),10000) BURSAR_KILLS=$(or $(KILLS),5000) BURSAR_WHOLE_KILLS=$(or $(WHOLE_KILLS),200) \
+	$(BIN)/pytest -q tests/simulation tests/ledger/test_journal_kills.py tests/e2e/test_whole_killed.py
 
 load: compile ## half a minute of Locust against an instance of its own; every account must agree at the end
 	$(BIN)/python -m tests.load.run
 
-bench: compile ## measure against references in the same run; ONLY=name for one row
+bench: compile redis ## measure against references in the same run; ONLY=name for one row
 	$(BIN)/python -m bench --only "$(ONLY)"
 
 clean: ## remove environments, caches and build results; the home .bursar/ stays

@@ -2,12 +2,16 @@
 
 from typing import Final
 
-from bench import gateway_rows, room_rows
+from bench import gateway_rows, ledger_rows, room_rows
 from bench.harness import Benchmark
 
 SUITE: Final = (
     Benchmark(("policy_hit_us", "policy_miss_us"), room_rows.policy),
     Benchmark(("hold_settle_memory_us",), room_rows.hold_settle),
+    Benchmark(("ledger_ingest_rows_per_s",), ledger_rows.ingest),
+    Benchmark(
+        ("ledger_query_10m_s", "ledger_report_10m_s", "ledger_request_10m_ms", "ledger_rss_10m_mb"), ledger_rows.query
+    ),
     Benchmark(("unary_vs_bare", "unary_all_vs_bare"), gateway_rows.unary_vs_bare),
     Benchmark(("stream_vs_bare",), gateway_rows.stream_vs_bare),
     Benchmark(("unary_added_latency_p50_ms", "unary_added_latency_p99_ms"), gateway_rows.added_latency),

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,8 +16,10 @@ from gateway.controls import Controls, UnknownBudget
 from gateway.errors import Refusal
 from gateway.governance import Governance
 from gateway.identity import read_head
-from gateway.keys import Key, KeyFieldError, KeysError, KeyStore
+from gateway.keys import ORGS_MAX, Key, KeyFieldError, KeysError, KeyStore, Kind
 from gateway.public import Refused, plain_app, refusal_response
+from gateway.reconciliation import Result
+from ledger.client import LedgerUnavailable, QueryFailed
 from ledger.journal import JournalError
 
 US = 1_000_000
@@ -39,8 +41,17 @@ class GrantRequest(BaseModel):
     reason: Annotated[str, Field(max_length=1024)] = ""
 
 
+class ReconcileRequest(BaseModel):
+    """Whether to post correction rows, and whether to set the drift of runtimes aside."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    mend: bool = False
+    rebase: bool = False
+
+
 class KeyRequest(BaseModel):
-    """A new key for an application."""
+    """A new key: for an application unless `kind` says otherwise; `orgs` are those that a ledger key opens."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -50,18 +61,23 @@ class KeyRequest(BaseModel):
     user: Annotated[str, Field(max_length=256)] = ""
     roles: list[Name] = Field(default_factory=list, max_length=64)
     clearance: Name = "internal"
-    kind: Literal["app", "admin"] = "app"
+    kind: Kind = "app"
+    orgs: list[Name] = Field(default_factory=list, max_length=ORGS_MAX)
     ttl_s: int | None = Field(default=None, gt=0, le=3660 * 86400)
 
 
 @dataclass(frozen=True, slots=True)
 class AdminPlane:
-    """What the routes work on; `reload` applies the configuration file in the name of an actor."""
+    """What the routes work on; `reload` applies the configuration file in the name of an actor.
+
+    `reconcile` compares in the name of an actor, and may mend and rebase.
+    """
 
     of: Governance
     keys: KeyStore
     controls: Controls
     reload: Callable[[str], Awaitable[dict[str, Any]]]
+    reconcile: Callable[[str, bool, bool], Awaitable[Result]]
 
 
 def _plane(request: Request) -> AdminPlane:
@@ -85,16 +101,22 @@ router = APIRouter()
 
 
 def admin_app(
-    of: Governance, keys: KeyStore, controls: Controls, reload: Callable[[str], Awaitable[dict[str, Any]]]
+    of: Governance,
+    keys: KeyStore,
+    controls: Controls,
+    reload: Callable[[str], Awaitable[dict[str, Any]]],
+    reconcile: Callable[[str, bool, bool], Awaitable[Result]],
 ) -> FastAPI:
     """The application of the admin listener."""
     app = plain_app("Bursar admin", router)
-    app.state.plane = AdminPlane(of, keys, controls, reload)
+    app.state.plane = AdminPlane(of, keys, controls, reload, reconcile)
     app.add_middleware(BoundedBodies, bytes_max=BODY_BYTES_MAX, timeout_s=BODY_TIMEOUT_S)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(KeyFieldError, _unfit)
     app.add_exception_handler(KeysError, _away)
     app.add_exception_handler(JournalError, _away)
+    app.add_exception_handler(LedgerUnavailable, _away)
+    app.add_exception_handler(QueryFailed, _away)
     return app
 
 
@@ -176,3 +198,9 @@ async def reload_now(plane: Plane, actor: Actor) -> JSONResponse:
     """Apply the configuration file and the policy bundle again."""
     result = await plane.reload(actor)
     return JSONResponse(result, 200 if result["applied"] else 422)
+
+
+@router.post("/admin/reconcile")
+async def reconcile(asked: ReconcileRequest, plane: Plane, actor: Actor) -> dict[str, Any]:
+    """Compare counters, runtimes and journal with the ledger; mend by correction rows where that is asked for."""
+    return asdict(await plane.reconcile(actor, asked.mend, asked.rebase))

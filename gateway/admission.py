@@ -12,7 +12,7 @@ from gateway.errors import Refusal
 from gateway.governance import Governance
 from ledger.book import Route
 from ledger.budgets import Subject
-from ledger.holds import Hold, Shortfall
+from ledger.holds import Demand, Hold, Shortfall
 from ledger.journal import JournalError
 from policy.port import PolicyUnavailable
 from runtime.client import RuntimeClient
@@ -44,8 +44,18 @@ class Admitted(NamedTuple):
     fallbacks: tuple[str, ...]
 
 
-def attempt(of: Governance, ask: Ask, model: str) -> Admitted | Refusal:
-    """Try one model: its policy decision, a healthy runtime and a hold on every budget, journalled."""
+class Lack(NamedTuple):
+    """What does not fit into the leases of this replica: it may fit the shared book."""
+
+    route: Route
+    demand: Demand
+
+
+def attempt(of: Governance, ask: Ask, model: str, *, is_last: bool) -> Admitted | Refusal | Lack:
+    """Try one model: its policy decision, a healthy runtime and a hold on every budget, journalled.
+
+    Over a shared book an attempt that is not the last holds all that was asked from leases, or says what they lack.
+    """
     intent, now_us = ask.intent, of.now_us()
     offer = of.catalogue.offers.get(model)
     refusal = _unserved(intent, offer, model)
@@ -62,7 +72,7 @@ def attempt(of: Governance, ask: Ask, model: str) -> Admitted | Refusal:
     refusal = _forbidden(of, intent, decision) or (None if runtime else errors.unhealthy(model, decision))
     if refusal is not None or runtime is None:
         return refusal or errors.unhealthy(model, decision)
-    return _hold(of, ask, Choice(decision, offer, runtime, route), now_us)
+    return _hold(of, ask, Choice(decision, offer, runtime, route), now_us, is_last=is_last)
 
 
 class Choice(NamedTuple):
@@ -74,15 +84,19 @@ class Choice(NamedTuple):
     route: Route
 
 
-def _hold(of: Governance, ask: Ask, choice: Choice, now_us: int) -> Admitted | Refusal:
+def _hold(of: Governance, ask: Ask, choice: Choice, now_us: int, *, is_last: bool) -> Admitted | Refusal | Lack:
     decision, offer, runtime, route = choice.decision, choice.offer, choice.runtime, choice.route
     intent, obligations, rate = ask.intent, decision.obligations, runtime.spec.rate
     prices = offer.prices_at(now_us // US)
     demand = demands.demand(intent, offer, obligations, prices, rate)
     hold_id = uuid7(now_us // 1000)
     row = dict(ask.row)
-    hold = of.book.hold(route, demand, hold_id, row, now_us, of.hold_ttl_s)
+    # A cap must not shrink because a lease is small: only the last attempt may lower it.
+    asked = demand if is_last else demand._replace(cap_min=demand.cap_max)
+    hold = of.book.hold(route, asked, hold_id, row, now_us, of.hold_ttl_s)
     if isinstance(hold, Shortfall):
+        if not is_last:
+            return Lack(route, demand)
         return errors.short_of_budget(hold, now_us // US, decision)
     degraded = _degraded(intent, offer, obligations, hold.cap)
     members = rows.hold(row, hold, demand, decision, prices.version, offer.model, runtime.spec.id, degraded)

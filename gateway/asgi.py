@@ -169,7 +169,7 @@ class DataPlane:
                 self._end(span, ask, refusal)
             if refusal is None:
                 return
-            result = flow.fall_back(self.of, ask, result, refusal)
+            result = await flow.fall_back(self.of, ask, result, refusal)
         await self._refuse(call, ask, result, send)
 
     def _ask(self, arrival: Arrival, body: dict[str, Any]) -> Ask | Refusal:

@@ -25,14 +25,19 @@ from ledger import recovery
 from ledger.book import Book
 from ledger.client import open_ledger
 from ledger.journal import Journal
+from ledger.lease_keeper import LeaseKeeper, ServerClock, connect
+from ledger.leases import Leases
 from ledger.segments import replay_from_snapshot, segment_paths
+from ledger.sequences import Sequences
 from observability import names
 from observability.metrics import Metrics
 from policy.decider import Decider, load_engine
 from runtime.client import RuntimeClient
 
 US = 1_000_000
-WRITER = "gateway"
+REPLICA = "gateway"
+REDIS_PASSWORD = "BURSAR_REDIS_PASSWORD"
+_UUID = "[0-9a-f]" * 8 + "-*-*-*-" + "[0-9a-f]" * 12
 _SPENT_SQL = """
 SELECT charge.1 AS budget, charge.2 AS counter, toUnixTimestamp(charge.3) AS window_start_s, charge.4 AS resource,
        sum(charge.5) AS amount
@@ -48,37 +53,53 @@ class Opened:
 
     book: Book
     journal: Journal
+    sequences: Sequences
     ownerless: int
 
 
-def open_book(home: Home, config: Config, pseudonyms: Pseudonyms, now_us: Callable[[], int]) -> Opened:
+def open_book(
+    home: Home, config: Config, pseudonyms: Pseudonyms, now_us: Callable[[], int], replica: str = REPLICA
+) -> Opened:
     """Rebuild the book and open its journal: from the last snapshot and its tail, or else from the ledger's sums.
 
+    Of a shared book only what this replica itself has spent: the store behind it has the rest.
     Raises JournalLocked when another gateway has it, CorruptJournal when it is damaged and LedgerUnavailable when the
     ledger goes away meanwhile.
     """
     now_s = now_us() // US
-    book = Book(budgets_of(config, pseudonyms), now_s)
-    directory = writer_directory(home)
+    is_shared = config.book.is_shared
+    book, sequences = Book(budgets_of(config, pseudonyms), now_s, is_shared=is_shared), Sequences()
+    directory = writer_directory(home, replica)
     # A kill can fall between the folder and its first segment, which holds the first snapshot.
     is_new = not directory.exists() or not segment_paths(directory)
-    if is_new:
+    if is_new and not is_shared:
         recovery.restore_spent(book, _spent_by_ledger(home, config), now_s)
     journal = Journal.open(
         directory,
         segment_bytes=config.ledger.segment_bytes,
         fsync_interval_ms=config.ledger.fsync_interval_ms,
         bytes_max=config.ledger.journal_bytes_max,
-        snapshot=lambda: recovery.snapshot(book),
+        snapshot=lambda: {**recovery.snapshot(book), "org_seqs": sequences.snapshot()},
     )
-    ownerless = 0 if is_new else recovery.rebuild(book, replay_from_snapshot(directory), now_s)
-    return Opened(book, journal, ownerless)
+    ownerless = 0 if is_new else recovery.rebuild(book, replay_from_snapshot(directory), now_s, sequences)
+    return Opened(book, journal, sequences, ownerless)
 
 
-def writer_directory(home: Home) -> Path:
-    """The journal of this home's gateway; a new one has a new name, because the ledger knows writers by theirs."""
-    known = sorted(path for path in home.journal.glob(f"{WRITER}-*") if path.is_dir())  # its spare lies beside it
-    return known[-1] if known else home.journal / f"{WRITER}-{uuid7()}"
+def writer_directory(home: Home, replica: str = REPLICA) -> Path:
+    """The journal of a gateway of this home; a new one has a new name, because the ledger knows writers by theirs."""
+    # Its spare lies beside it, and the journals of other replicas.
+    known = sorted(path for path in home.journal.glob(f"{replica}-{_UUID}") if path.is_dir())
+    return known[-1] if known else home.journal / f"{replica}-{uuid7()}"
+
+
+def keeper_of(opened: Opened, config: Config, environ: Mapping[str, str]) -> tuple[LeaseKeeper, ServerClock] | None:
+    """The link of a shared book to its store, and the clock that its replicas share; None for a book in memory."""
+    if not config.book.is_shared:
+        return None
+    leases = Leases(opened.book, opened.journal.writer, config.book.replicas, uuid7())
+    clock = ServerClock()
+    client, listener = connect(config.book.url, config.book.timeout_ms, environ.get(REDIS_PASSWORD))
+    return LeaseKeeper(opened.book, leases, clock, client, listener), clock
 
 
 def governance_of(
@@ -95,6 +116,7 @@ def governance_of(
     of = Governance(
         book=opened.book,
         journal=journal,
+        sequences=opened.sequences,
         decider=decider,
         catalogue=catalogue_of(loaded, clients),
         metrics=metrics,
@@ -153,9 +175,9 @@ def watch(of: Governance) -> None:
 def _spent_by_ledger(home: Home, config: Config) -> list[Charge]:
     """What the ledger says was charged: the book's source where a store is there and no journal is left."""
     folder = config.ledger.folder(home.path)
-    if not folder.exists() or not any(folder.iterdir()):
+    if config.ledger.is_embedded and (not folder.exists() or not any(folder.iterdir())):
         return []
-    with open_ledger(home.path, f"chdb://{folder}") as client:
+    with open_ledger(home.path, config.ledger.store_url(home.path)) as client:
         rows = client.rows(_SPENT_SQL)
     return [
         Charge(row["budget"], row["counter"], int(row["window_start_s"]), row["resource"], int(row["amount"]))

@@ -57,6 +57,7 @@ MODULES = (
     "ledger.journal",
     "ledger.records",
     "ledger.segments",
+    "ledger.sequences",
     "ledger.windows",
     "observability.histogram",
     "observability.metrics",

@@ -31,6 +31,9 @@ from gateway.config_values import (
     unique,
 )
 from gateway.offers import Model, Runtime
+from ledger.client import NOT_LOOPBACK, is_loopback
+from ledger.exports import TargetRefused, target_of
+from ledger.http_session import server_of
 from ledger.windows import parse_window
 
 __all__ = [
@@ -91,19 +94,29 @@ class Limits(Section):
 
 
 class Book(Section):
-    """Where budget counters live, and how long a hold lasts that nobody renews."""
+    """Where budget counters live, and how long a hold lasts that nobody renews.
 
-    url: str = "memory://"
+    With Redis `replicas` gateways share them; after Redis forgot, nothing is granted until so many have reported.
+    """
+
+    url: Annotated[str, Field(max_length=4096)] = "memory://"
     hold_ttl_s: Annotated[Whole, Field(gt=0, le=3600)] = 60
+    replicas: Annotated[Whole, Field(gt=0, le=1024)] = 1
+    timeout_ms: Annotated[Whole, Field(gt=0, le=60_000)] = 250
 
     @field_validator("url")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value.startswith(("redis://", "rediss://")):
-            raise ValueError("redis comes with the Redis book, which this version does not have: use memory://")
-        if value != "memory://":
-            raise ValueError("must be memory://")
+        if value != "memory://" and not value.startswith(("redis://", "rediss://")):
+            raise ValueError("must be memory://, redis://<host>:<port>/<database> or rediss://…")
+        if "@" in value:
+            raise ValueError("has a password in it: put that into the environment variable BURSAR_REDIS_PASSWORD")
         return value
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several gateways may share the counters."""
+        return self.url != "memory://"
 
 
 class Policy(Section):
@@ -136,14 +149,30 @@ class Ledger(Section):
     segment_bytes: Annotated[Size, Field(ge=MIB, validate_default=True)] = 64 * MIB
     fsync_interval_ms: Annotated[Whole, Field(gt=0, le=10_000)] = 10
     retention_s: Annotated[Whole, Field(gt=0, le=3660 * DAY_S)] = 7 * DAY_S
+    listen_host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
+    listen_port: Port = 0
+    listen_exposed: Annotated[bool, Field(validate_default=True)] = False
+    checkpoint_targets: Annotated[tuple[str, ...], Field(max_length=16), AfterValidator(unique)] = ()
+    checkpoint_token_env: EnvName | None = None
 
     @field_validator("url")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value.startswith(("clickhouse://", "http://", "https://")):
-            raise ValueError("a ClickHouse server is not supported by this version: use chdb://<folder>")
+        if value.startswith(("clickhouse://", "https://")):
+            server_of(value)
+            return value
         if not value.startswith("chdb://") or not value.removeprefix("chdb://").strip("/."):
-            raise ValueError("must be chdb://<folder in the home> or chdb:///<absolute folder>")
+            raise ValueError(
+                "must be chdb://<folder in the home>, chdb:///<absolute folder> or clickhouse://<host>:<port>/<db>"
+            )
+        return value
+
+    @field_validator("listen_exposed")
+    @classmethod
+    def _said_so(cls, value: bool, info: ValidationInfo) -> bool:
+        host = info.data.get("listen_host", "localhost")
+        if not value and not is_loopback(host):
+            raise ValueError(f"{NOT_LOOPBACK.format(host)} with true")
         return value
 
     @field_validator("segment_bytes")
@@ -153,9 +182,28 @@ class Ledger(Section):
             raise ValueError("two segments must fit into journal_bytes_max: one being written and one in reserve")
         return value
 
+    @field_validator("checkpoint_targets")
+    @classmethod
+    def _reachable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            try:
+                target_of(url)
+            except TargetRefused as refused:
+                raise ValueError(str(refused)) from refused
+        return value
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the store is a folder, and not a ClickHouse server."""
+        return self.url.startswith("chdb://")
+
     def folder(self, home: Path) -> Path:
-        """The store's folder, under the home unless it is absolute."""
+        """The folder of an embedded store, under the home unless it is absolute."""
         return home / self.url.removeprefix("chdb://")
+
+    def store_url(self, home: Path) -> str:
+        """The URL that the ledger process takes."""
+        return f"chdb://{self.folder(home)}" if self.is_embedded else self.url
 
 
 class Telemetry(Section):

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 
 from gateway.config import Config
+from ledger.leases import LIMIT_MAX
 
 Location = tuple[str | int, ...]
 Finding = tuple[Location, str]
@@ -18,6 +19,7 @@ def inconsistencies(config: Config, now_s: float) -> list[Finding]:
         *_unknown_runtimes(config),
         *_prices_to_come(config, now_s),
         *_scopes_of_nothing(config),
+        *_uncountable(config),
     ]
 
 
@@ -38,10 +40,21 @@ def _same_ids(config: Config) -> Iterator[Finding]:
 
 def _listening(config: Config) -> Iterator[Finding]:
     listen = config.listen
-    if listen.workers > 1 and config.book.url == "memory://":
+    if listen.workers > 1 and not config.book.is_shared:
         yield ("listen", "workers"), "a book in memory:// serves one worker only"
+    elif listen.workers > 1:
+        yield ("listen", "workers"), "start each further gateway with `bursar serve --replica NAME` instead"
     if listen.port and (listen.host, listen.port) == (listen.admin_host, listen.admin_port):
         yield ("listen", "admin_port"), "is the port that applications use: the admin plane needs its own"
+
+
+def _uncountable(config: Config) -> Iterator[Finding]:
+    if config.book.is_shared:
+        for index, budget in enumerate(config.budgets):
+            if budget.limit > LIMIT_MAX:
+                yield ("budgets", index, "limit"), f"a book in redis:// counts up to {LIMIT_MAX}"
+    elif config.book.replicas > 1:
+        yield ("book", "replicas"), "a book in memory:// cannot be shared"
 
 
 def _unknown_runtimes(config: Config) -> Iterator[Finding]:

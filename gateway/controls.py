@@ -4,7 +4,7 @@ The admin plane uses them on the live book and journal; the command line uses th
 runs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from domain.ids import uuid7
@@ -66,10 +66,11 @@ class Controls:
         clearance: str,
         kind: Kind,
         ttl_s: int | None,
+        orgs: Sequence[str] = (),
     ) -> tuple[Key, str]:
         """Write a new key to the key file and nothing else; it waits for the disk, and any thread may do it."""
         expires_at = None if ttl_s is None else self._now_us() // US + ttl_s
-        return self._keys.create(org, team, app, user, tuple(roles), clearance, expires_at, kind)
+        return self._keys.create(org, team, app, user, tuple(roles), clearance, expires_at, kind, tuple(orgs))
 
     def made_key(self, key: Key, secret: str, actor: str) -> dict[str, Any]:
         """Record a key that was made; the answer shows its secret."""

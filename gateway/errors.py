@@ -92,6 +92,8 @@ class Refusal:
 def short_of_budget(short: Shortfall, now_s: int, decision: Decision) -> Refusal:
     """A hold did not fit: say which budget, what it had left, what was asked and when it resets."""
     reset_s = None if short.resets_at_s is None else max(1, short.resets_at_s - now_s)
+    if short.is_cut_off:
+        return _cut_off(short, decision)
     detail = {
         "budget": short.budget,
         "owner": short.owner,
@@ -117,6 +119,13 @@ def short_of_budget(short: Shortfall, now_s: int, decision: Decision) -> Refusal
     else:
         message = f"{where} {left}; it resets in {reset_s} s, or ask {short.owner} for a grant."
     return Refusal(INSUFFICIENT_QUOTA, message, detail=detail, decision=decision)
+
+
+def _cut_off(short: Shortfall, decision: Decision) -> Refusal:
+    """The budget may have room, but where it is counted cannot be asked, and what was leased from there is used up."""
+    message = f"Budget {short.budget} ({short.counter}) is shared, and its book cannot be asked now; try again shortly."
+    detail = {"budget": short.budget, "owner": short.owner, "counter": short.counter, "resource": short.resource}
+    return Refusal(GOVERNANCE_UNAVAILABLE, message, detail=detail, decision=decision)
 
 
 def denied(decision: Decision) -> Refusal:

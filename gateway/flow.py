@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from domain.usage import NOTHING
 from gateway import metering, rows
-from gateway.admission import Admitted, Ask, attempt
+from gateway.admission import Admitted, Ask, Lack, attempt
 from gateway.errors import RATE_LIMIT_EXCEEDED, UPSTREAM_ERROR, Refusal
 from gateway.governance import Governance
 from gateway.metering import Observed
@@ -16,6 +16,7 @@ from ledger.book import Settlement
 from observability.metrics import NO_RUNTIME
 
 FALLBACKS_MAX = 3
+FETCHES_MAX = 8
 
 
 class Outcome(NamedTuple):
@@ -31,23 +32,42 @@ class Outcome(NamedTuple):
 async def admit(of: Governance, ask: Ask) -> Admitted | Refusal:
     """Decide and hold on the model asked or on a fallback, waiting a moment where policy says so."""
     while True:
-        result = attempt(of, ask, ask.intent.model)
+        result = attempt(of, ask, ask.intent.model, is_last=of.keeper is None)
+        if isinstance(result, Lack):
+            result = await _fetched(of, ask, ask.intent.model, result)
         if isinstance(result, Refusal) and result.decision is not None and result.decision.allow:
             models = result.decision.obligations.fallback_models[:FALLBACKS_MAX]
-            result = _first_admitted(of, ask, models) or result
+            result = await _first_admitted(of, ask, models) or result
         if isinstance(result, Admitted) or not await _waited(of, ask, result):
             return result
 
 
-def fall_back(of: Governance, ask: Ask, failed: Admitted, refusal: Refusal) -> Admitted | Refusal:
+async def fall_back(of: Governance, ask: Ask, failed: Admitted, refusal: Refusal) -> Admitted | Refusal:
     """Admit on the fallbacks after the model whose runtime could not be reached; `refusal` when none is left."""
-    return _first_admitted(of, ask, failed.fallbacks[:FALLBACKS_MAX]) or refusal
+    return await _first_admitted(of, ask, failed.fallbacks[:FALLBACKS_MAX]) or refusal
 
 
-def _first_admitted(of: Governance, ask: Ask, models: tuple[str, ...]) -> Admitted | None:
+async def _fetched(of: Governance, ask: Ask, model: str, lack: Lack) -> Admitted | Refusal:
+    """Try again with what the shared book gives, as long as others do not take it first."""
+    assert of.keeper is not None
+    for _ in range(FETCHES_MAX):
+        if not await of.keeper.fetch(lack.route, lack.demand):
+            break
+        result = attempt(of, ask, model, is_last=False)
+        if not isinstance(result, Lack):
+            return result
+        lack = result
+    last = attempt(of, ask, model, is_last=True)
+    assert not isinstance(last, Lack)
+    return last
+
+
+async def _first_admitted(of: Governance, ask: Ask, models: tuple[str, ...]) -> Admitted | None:
     """The first of these models that admits; what may still stand in for it is only what follows it here."""
     for place, model in enumerate(models, start=1):
-        result = attempt(of, ask, model)
+        result = attempt(of, ask, model, is_last=of.keeper is None)
+        if isinstance(result, Lack):
+            result = await _fetched(of, ask, model, result)
         if isinstance(result, Admitted):
             return result._replace(fallbacks=models[place:])
     return None

@@ -14,8 +14,10 @@ from gateway.repeats import Repeats
 from gateway.rows import RISK_LEVEL
 from gateway.waiting import Waiting
 from gateway.webhooks import Webhooks
-from ledger.book import Book, Headroom, Settlement
+from ledger.book import Book, Crossing, Headroom, Settlement
 from ledger.journal import Journal
+from ledger.lease_keeper import LeaseKeeper
+from ledger.sequences import Sequences
 from observability.metrics import Metrics
 from policy.decider import Decider
 from policy.port import PolicyInput
@@ -28,10 +30,14 @@ def system_now_us() -> int:
 
 @dataclass(slots=True)
 class Governance:
-    """Book, journal, policy, catalogue and signals of one worker; `catalogue` is replaced whole on a reload."""
+    """Book, journal, policy, catalogue and signals of one worker; `catalogue` is replaced whole on a reload.
+
+    `keeper` is there when other workers share the book.
+    """
 
     book: Book
     journal: Journal
+    sequences: Sequences
     decider: Decider
     catalogue: Catalogue
     metrics: Metrics
@@ -41,6 +47,7 @@ class Governance:
     repeats: Repeats
     hold_ttl_s: int
     now_us: Callable[[], int] = field(default=system_now_us)
+    keeper: LeaseKeeper | None = None
 
     def decide(self, intent: Intent, model: str, headroom: Headroom) -> Decision:
         """What policy says of this intent on this model; raises PolicyUnavailable."""
@@ -72,21 +79,30 @@ class Governance:
         return self.journal.room_for(len(self.book.holds))
 
     def record_usage(self, more: dict[str, Any], row: dict[str, Any] | None = None, members: bytes = b"") -> None:
-        """Write a `usage` row to the journal and keep it at hand for its caller.
+        """Write a `usage` row to the journal, numbered within its org, and keep it at hand for its caller.
 
         `row` is what it has in common with the record of its hold, and `members` the same as JSON.
         """
-        self.journal.append("usage", more, members)
+        self.sequences.append(self.journal, (row or more)["org"], more, members)
         self.recent.add(more["event_id"], row or {}, more)
 
     def announce(self, settlement: Settlement) -> None:
         """Record and publish what a settlement revealed: thresholds crossed and overages posted."""
         row = settlement.hold.row
         for crossing in settlement.crossings:
-            self._signal("budget_threshold", row, crossing.budget, crossing.band, crossing.spent, crossing._asdict())
+            self._cross(crossing, row)
         for overage in settlement.overages:
             self.metrics.overage(overage.budget)
             self._signal("overage", row, overage.budget, "alarm", overage.amount, overage._asdict())
+
+    def announce_crossings(self, crossings: list[Crossing]) -> None:
+        """Record and publish the thresholds that all replicas together have crossed."""
+        for crossing in crossings:
+            named = dict(part.split("=", 1) for part in crossing.counter.split(",") if "=" in part)
+            self._cross(crossing, {name: named.get(name, "") for name in ("org", "team", "app")})
+
+    def _cross(self, crossing: Crossing, row: dict[str, Any]) -> None:
+        self._signal("budget_threshold", row, crossing.budget, crossing.band, crossing.spent, crossing._asdict())
 
     def _signal(
         self, name: str, row: dict[str, Any], subject: str, level: str, value: int, detail: dict[str, Any]

@@ -76,6 +76,10 @@ class Home:
         started = facts.get("started")
         return started is None or started == _started(facts["pid"])
 
+    def gateways(self) -> list[str]:
+        """The run names of this home's gateways, whether they still run or not."""
+        return sorted(path.stem for path in self.run.glob("gateway*.json"))
+
     def secret(self, name: str) -> bytes:
         """The 32 random bytes called `name`, made at first use and the same ever after."""
         path = self.secrets / f"{_checked(name)}.key"
@@ -105,6 +109,11 @@ class Home:
         if not path.exists():
             _create_once(path, secrets.token_urlsafe(SECRET_BYTES).encode())
         return path
+
+
+def run_name(replica: str) -> str:
+    """The run file's name of a gateway: the first of a home is `gateway`, others name themselves."""
+    return "gateway" if replica == "gateway" else f"gateway-{replica}"
 
 
 def write_private(path: Path, content: bytes) -> None:

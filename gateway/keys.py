@@ -19,7 +19,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from domain.ids import uuid7
 from domain.intent import Principal
@@ -33,8 +33,10 @@ LOCK_TIMEOUT_S = 10.0
 _LOCK_POLL_S = 0.01
 _RANDOM_BYTES = 32  # 43 characters of URL-safe base64
 
-Kind = Literal["app", "admin"]
-PREFIXES: dict[Kind, str] = {"app": "bsk-", "admin": "bsa-"}
+ORGS_MAX = 64
+ALL_ORGS = "*"
+Kind = Literal["app", "admin", "ledger"]
+PREFIXES: dict[Kind, str] = {"app": "bsk-", "admin": "bsa-", "ledger": "bsl-"}
 
 
 class KeysError(Exception):
@@ -68,8 +70,13 @@ def _not_everyone(value: str) -> str:
     return value
 
 
+def _one_or_all(value: str) -> str:
+    return value if value == ALL_ORGS else _not_everyone(value)
+
+
 _Text = Annotated[str, Field(max_length=128), AfterValidator(_not_everyone)]
 _Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_not_everyone)]
+_Org = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_one_or_all)]
 _Second = Annotated[int, Field(ge=0, le=1 << 40)]
 
 
@@ -90,11 +97,22 @@ class _Line(BaseModel):
     expires_at: _Second | None
     revoked_at: _Second | None
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    # Lines of before there were ledger keys do not have it.
+    orgs: Annotated[tuple[_Org, ...], Field(max_length=ORGS_MAX)] = ()
+
+    @model_validator(mode="after")
+    def _orgs_are_of_ledger_keys(self) -> "_Line":
+        if (self.kind == "ledger") != bool(self.orgs):
+            raise ValueError("a ledger key names the organisations whose rows it opens, and no other key does")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key and the principal that its holder is; times are Unix seconds."""
+    """A key and the principal that its holder is; times are Unix seconds.
+
+    `orgs` are those whose rows a ledger key opens, `*` for all; no other key has any.
+    """
 
     key_id: str
     kind: Kind
@@ -108,6 +126,7 @@ class Key:
     expires_at: int | None
     revoked_at: int | None
     digest: bytes = field(repr=False)
+    orgs: tuple[str, ...] = ()
     principal: Principal = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -158,12 +177,13 @@ class KeyStore:
         clearance: str = "internal",
         expires_at: int | None = None,
         kind: Kind = "app",
+        orgs: tuple[str, ...] = (),
     ) -> tuple[Key, str]:
         """A new key and its secret, which is kept nowhere; KeyFieldError for a field no key may have."""
         secret = PREFIXES[kind] + secrets.token_urlsafe(_RANDOM_BYTES)
         digest = hashlib.sha256(secret.encode()).digest()
         now = int(self._clock())
-        key = Key(uuid7(), kind, org, team, app, user, tuple(roles), clearance, now, expires_at, None, digest)
+        key = Key(uuid7(), kind, org, team, app, user, tuple(roles), clearance, now, expires_at, None, digest, orgs)
         try:
             _parse(_dump(key))
         except ValidationError as error:

@@ -35,9 +35,13 @@ US = 1_000_000
 _CLEAR = Headroom("ok", "", ())
 _OTHER_METHODS = ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _KINDS: dict[int, ErrorKind] = {404: errors.UNKNOWN_ROUTE, 405: errors.METHOD_NOT_ALLOWED}
+# An id holds the time at which it was made, so that little is read; no request lasts for a week.
 _USAGE_SQL = """
 SELECT * FROM usage
 WHERE request_id = {request_id:String} AND org = {org:String} AND team = {team:String} AND app = {app:String}
+  AND status != 'adjusted'
+  AND ts >= UUIDv7ToDateTime(toUUIDOrZero({request_id:String}), 'UTC') - INTERVAL 1 HOUR
+  AND ts < UUIDv7ToDateTime(toUUIDOrZero({request_id:String}), 'UTC') + INTERVAL 7 DAY
 LIMIT 1
 """
 

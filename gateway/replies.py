@@ -75,7 +75,7 @@ def budget_headers(route: Route, now_s: int) -> Headers:
     for counter, _, hard in route.counters:
         if not hard:
             continue
-        left = counter.limit - counter.spent - counter.held
+        left = counter.available
         part = left / counter.limit if counter.limit else 0.0
         if part < least:
             tightest, least = counter, part

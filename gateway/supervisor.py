@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from gateway.config import Config, Runtime
+from gateway.config import Config, Ledger, Runtime
 from gateway.home import Home
 
 log = structlog.get_logger("supervisor")
@@ -156,11 +156,9 @@ def parts_of(config: Config, config_path: Path, home: Home, overrides: Sequence[
     logs = home.logs
     ledger = Part(
         "ledger",
-        [
-            *(python, "-m", "gateway.ledger_process", "--home", str(home.path)),
-            *("--url", f"chdb://{config.ledger.folder(home.path)}", "--retention-s", str(config.ledger.retention_s)),
-        ],
+        ledger_command(config.ledger, home),
         logs / "ledger.log",
+        {"--port": "port"},
     )
     sims = [_sim(runtime, config, home) for runtime in config.runtimes if runtime.is_sim]
     gateway = Part(
@@ -170,6 +168,18 @@ def parts_of(config: Config, config_path: Path, home: Home, overrides: Sequence[
         {"--port": "port", "--admin-port": "admin_port"},
     )
     return [ledger, *sims, gateway]
+
+
+def ledger_command(ledger: Ledger, home: Home) -> list[str]:
+    """How the ledger process of a home is started."""
+    return [
+        *(sys.executable, "-m", "gateway.ledger_process", "--home", str(home.path)),
+        *("--url", ledger.store_url(home.path), "--retention-s", str(ledger.retention_s)),
+        *("--host", ledger.listen_host, "--port", str(ledger.listen_port)),
+        *(["--exposed"] if ledger.listen_exposed else []),
+        *(part for url in ledger.checkpoint_targets for part in ("--checkpoint-target", url)),
+        *("--checkpoint-token-env", ledger.checkpoint_token_env or ""),
+    ]
 
 
 def _sim(runtime: Runtime, config: Config, home: Home) -> Part:

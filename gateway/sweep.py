@@ -27,6 +27,9 @@ async def sweep_forever(of: Governance, live: Live) -> None:
             if said != str(error):
                 said = str(error)
                 log.error("holds were neither renewed nor expired", reason=said)
+        if of.journal.failure is not None and said != of.journal.failure:
+            said = of.journal.failure
+            log.error("nothing more is admitted", reason=said)
         await asyncio.sleep(PERIOD_S)
 
 

@@ -3,12 +3,14 @@
 import asyncio
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from functools import partial
 from typing import Any
 
 import structlog
 
 from gateway import assembly
+from gateway.adjustments import Adjustments
 from gateway.admin import admin_app
 from gateway.asgi import BodyBounds, DataPlane
 from gateway.calls import Caller
@@ -17,15 +19,17 @@ from gateway.config_file import ConfigError, LoadedConfig, diff, load
 from gateway.controls import Controls, ensure_admin
 from gateway.forward import Forwarder
 from gateway.governance import Governance, system_now_us
-from gateway.home import Home
+from gateway.home import Home, run_name
 from gateway.keys import KeysError, KeyStore
 from gateway.live import Live
 from gateway.protocol import HeadBounds
 from gateway.pseudonyms import Pseudonyms
 from gateway.public import public_app
+from gateway.reconciliation import Reconciliation, Result, sample
 from gateway.server import Server, bind, server
 from gateway.sweep import sweep_forever
 from ledger.client import LedgerUnavailable, QueryFailed, running
+from ledger.lease_keeper import LeaseKeeper, ServerClock
 from observability import names
 from observability.metrics import Metrics
 from observability.tracing import Tracing
@@ -37,27 +41,37 @@ log = structlog.get_logger("gateway")
 US = 1_000_000
 LEDGER_PERIOD_S = 5.0
 # Read once at start; a reload names those of them that changed instead of pretending.
-FIXED = ("listen", "limits", "book.url", "ledger", "telemetry", "webhooks", "policy.cache_max")
+FIXED = (
+    *("listen", "limits", "book.url", "book.replicas", "book.timeout_ms"),
+    *("ledger", "telemetry", "webhooks", "policy.cache_max"),
+)
 
 
 class Worker:
     """Everything one gateway process is made of; build it on the event loop that runs it."""
 
     def __init__(
-        self, home: Home, loaded: LoadedConfig, sim_urls: Mapping[str, str], environ: Mapping[str, str] = os.environ
+        self,
+        home: Home,
+        loaded: LoadedConfig,
+        sim_urls: Mapping[str, str],
+        environ: Mapping[str, str] = os.environ,
+        replica: str = assembly.REPLICA,
     ) -> None:
         telemetry = loaded.config.telemetry
         self.home = home
         self.loaded = loaded
         self.sim_urls = sim_urls
         self.environ = environ
+        self.replica = replica
+        self.run_name = run_name(replica)
         self.pseudonyms = Pseudonyms(home.secret("pseudonym"))
         self.keys = KeyStore(home.keys)
         self.live = Live(loaded.config.limits.in_flight_max)
         self.metrics = Metrics()
         self.tracing = Tracing(telemetry.trace_sample, telemetry.otlp_endpoint, console=telemetry.console)
         self.clients: dict[str, RuntimeClient] = {}
-        self.ledger_lag_rows = 0
+        self.ledger_lag = (0, 0)
         self.reloading = asyncio.Lock()
         self.retiring: set[asyncio.Task[None]] = set()
 
@@ -65,10 +79,13 @@ class Worker:
         """Serve until SIGTERM or SIGINT, then drain: requests in flight end and settle."""
         listen = self.loaded.config.listen
         sockets = [bind(listen.host, listen.port), bind(listen.admin_host, listen.admin_port)]
-        opened = assembly.open_book(self.home, self.loaded.config, self.pseudonyms, system_now_us)
+        opened = assembly.open_book(self.home, self.loaded.config, self.pseudonyms, system_now_us, self.replica)
+        kept = assembly.keeper_of(opened, self.loaded.config, self.environ)
         try:
             self.clients = await assembly.open_clients(self.loaded, self.sim_urls, self.environ, {})
             of = assembly.governance_of(opened, self.home, self.loaded, self.clients, self.metrics)
+            if kept is not None:
+                self._share(of, *kept)
             self._label(of)
             controls = Controls(of.book, of.journal, self.keys, of.now_us, lambda: self._label(of))
             ensure_admin(self.home, self.keys, controls)
@@ -85,11 +102,14 @@ class Worker:
             loop.add_signal_handler(number, self._drain, servers)
         loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self.reload(of, controls, "SIGHUP")))
         self.metrics.watch(names.IN_FLIGHT, lambda: len(self.live.calls))
-        self.metrics.watch(names.LEDGER_LAG_ROWS, lambda: self.ledger_lag_rows)
+        self.metrics.watch(names.LEDGER_LAG_ROWS, lambda: self.ledger_lag[0])
+        self.metrics.watch(names.LEDGER_LAG_SECONDS, lambda: self.ledger_lag[1])
         background = [
             asyncio.create_task(work)
             for work in (sweep_forever(of, self.live), of.webhooks.run(), self._follow_ledger())
         ]
+        if of.keeper is not None:
+            background.append(asyncio.create_task(of.keeper.run()))
         serving = [
             asyncio.create_task(each.serve(sockets=[bound])) for each, bound in zip(servers, sockets, strict=True)
         ]
@@ -97,15 +117,26 @@ class Worker:
             await asyncio.sleep(0.01)
         (host, port), (admin_host, admin_port) = (bound.getsockname()[:2] for bound in sockets)
         where = {"host": host, "port": port, "admin_host": admin_host, "admin_port": admin_port}
-        self.home.write_run("gateway", {**where, "config": str(self.loaded.path.resolve())})
+        self.home.write_run(self.run_name, {**where, "config": str(self.loaded.path.resolve())})
         try:
             await asyncio.gather(*serving)
         finally:
-            self.home.remove_run("gateway")
+            self.home.remove_run(self.run_name)
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             await of.webhooks.close()
+            if of.keeper is not None:
+                await of.keeper.close()
+
+    def _share(self, of: Governance, keeper: LeaseKeeper, clock: ServerClock) -> None:
+        """Let the worker hold from the leases of a shared book, and charge windows by its clock."""
+        keeper.on_crossings = of.announce_crossings
+        keeper.on_away = _say_away
+        of.keeper, of.now_us = keeper, clock.now_us
+        self.metrics.watch(names.BOOK_AWAY, lambda: int(of.book.is_away))
+        self.metrics.watch(names.BOOK_EXCHANGES, lambda: keeper.stats.exchanges)
+        self.metrics.watch(names.BOOK_FETCHES, lambda: keeper.stats.fetches)
 
     def _servers(self, of: Governance, controls: Controls) -> list[Server]:
         limits = self.loaded.config.limits
@@ -132,7 +163,16 @@ class Worker:
             BodyBounds(limits.body_bytes_max, limits.body_timeout_s),
             public_app(of, self.keys, self.live, self.pseudonyms, lambda: running(self.home.path)),
         )
-        admin = admin_app(of, self.keys, controls, lambda actor: self.reload(of, controls, actor))
+        adjusting = Adjustments(of.book, of.journal, of.record_usage, controls)
+        ledger = partial(running, self.home.path)
+        comparing = Reconciliation(of.book, of.journal, of.now_us, controls, adjusting, ledger, of.webhooks.publish)
+        self.metrics.watch_drift(lambda: comparing.drift)
+
+        def reconcile(actor: str, mend: bool, rebase: bool) -> Awaitable[Result]:
+            specs = {name: client.spec for name, client in of.catalogue.runtimes.items()}
+            return comparing.run(specs, sample, actor, mend=mend, rebase=rebase)
+
+        admin = admin_app(of, self.keys, controls, lambda actor: self.reload(of, controls, actor), reconcile)
         timeouts = {"idle_timeout_s": limits.idle_timeout_s, "drain_timeout_s": limits.drain_timeout_s}
         return [server(data_plane, bounds, **timeouts), server(admin, bounds, **timeouts)]
 
@@ -197,7 +237,7 @@ class Worker:
         """Ask the ledger process now and then how far it is behind; without one the last answer stands."""
         while True:
             await asyncio.sleep(LEDGER_PERIOD_S)
-            self.ledger_lag_rows = await asyncio.to_thread(_lag_rows, self.home, self.ledger_lag_rows)
+            self.ledger_lag = await asyncio.to_thread(_lag, self.home, self.ledger_lag)
 
     def _retire(self, clients: list[RuntimeClient]) -> None:
         """Close clients that are no longer configured, once what they still serve has ended."""
@@ -216,10 +256,19 @@ class Worker:
         log.info("stopped", open_holds=len(opened.book.holds))
 
 
-def _lag_rows(home: Home, last: int) -> int:
+def _say_away(reason: str) -> None:
+    if reason:
+        log.error("the shared book cannot be asked", reason=reason)
+    else:
+        log.info("the shared book answers again")
+
+
+def _lag(home: Home, last: tuple[int, int]) -> tuple[int, int]:
+    """How many rows the ledger is behind, and the age of the oldest in whole seconds."""
     client = running(home.path)
     try:
-        return last if client is None else int(client.status()["lag_rows"])
+        status = client.status() if client is not None else None
+        return last if status is None else (int(status["lag_rows"]), int(status["lag_s"]))
     except (LedgerUnavailable, QueryFailed):
         return last
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from domain.charges import Charge
 from ledger.budgets import Budget
-from ledger.counters import Counter, Grant
+from ledger.counters import Counter, Grant, Tenure
 from ledger.holds import Line
 from ledger.windows import FOREVER_S, parse_window
 
@@ -21,8 +21,10 @@ class Accounts:
     goes on when such a budget comes back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_shared: bool = False) -> None:
         self.budgets: dict[str, Budget] = {}
+        self.is_shared = is_shared
+        self.is_away = False
         self.grants: dict[str, Grant] = {}
         self._counters: dict[str, dict[str, Counter]] = {}
         self._retired: OrderedDict[tuple[str, str, str], Counter] = OrderedDict()
@@ -42,9 +44,10 @@ class Accounts:
             counter.turn(now_s)
             budget = self._home_of(counter.budget.id, counter.budget.resource, counter.name)
             if budget is not None:
+                counter.tenure = self._tenure(budget)
                 counter.configure(budget, self._grants_on(budget.id, counter.name), now_s)
                 self._counters[budget.id][counter.name] = counter
-            elif counter.spent or counter.held:
+            elif counter.held or any(cell.spent for cell in counter.cells):
                 self._retire(counter, now_s)
 
     def counter(self, budget: Budget, name: str, now_s: int) -> Counter:
@@ -53,8 +56,20 @@ class Accounts:
         counter = counters.get(name)
         if counter is None:
             counter = counters[name] = Counter(budget, name)
+            counter.tenure = self._tenure(budget)
             counter.configure(budget, self._grants_on(budget.id, name), now_s)
         return counter
+
+    def set_away(self, *, is_away: bool) -> None:
+        """Go by what each budget says of the time when the store of a shared book cannot be asked, or no longer."""
+        self.is_away = is_away
+        for counter in self:
+            counter.tenure = self._tenure(counter.budget)
+            counter.refit()
+
+    def find(self, budget_id: str, name: str) -> Counter | None:
+        """The counter in force of that name, if there is one."""
+        return self._counters.get(budget_id, {}).get(name)
 
     def grant(self, grant: Grant, now_s: int) -> None:
         """Add extra limit to a budget's counter, or to all of them; a repeated grant id changes nothing."""
@@ -77,7 +92,7 @@ class Accounts:
                 turned = now_s >= counter.turns_s
                 if turned:
                     counter.turn(now_s)
-                if counter.is_idle and (turned or is_crowded):
+                if (turned or is_crowded) and counter.is_idle:
                     del counters[name]
                     dropped = True
         self.grants = {key: grant for key, grant in self.grants.items() if grant.expires_at_s > now_s}
@@ -110,6 +125,13 @@ class Accounts:
             for cell in counter.cells
             if cell.spent
         ]
+
+    def _tenure(self, budget: Budget) -> Tenure:
+        if not self.is_shared or not budget.is_hard:
+            return Tenure.OWN
+        if not self.is_away or budget.on_unavailable == "lease":
+            return Tenure.LEASED
+        return Tenure.OPEN if budget.on_unavailable == "allow" else Tenure.CLOSED
 
     def _home_of(self, budget_id: str, resource: str, name: str) -> Budget | None:
         """The configured budget that keeps this counter, if any."""

@@ -1,6 +1,7 @@
-"""Batches: a range of one writer's records frozen into the bytes that each table is sent, now and on every retry."""
+"""Batches: a range of one writer's records, and the bytes that each table is sent of it, now and on every retry."""
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import orjson
@@ -18,68 +19,69 @@ _SUBJECT_AT = b',"request_id":"'
 _SUBJECT = re.compile(rb',("request_id":"[^"\\]*","org":"[^"\\]*")')
 
 
-class Line(NamedTuple):
-    """One record as a JSON line."""
-
-    seq: int
-    table: Table | None
-    json: bytes
-    event_json: bytes
-
-
 class Batch(NamedTuple):
-    """A contiguous range of records of one writer."""
+    """A contiguous range of records of one writer, which never change: so what is made of them never does either."""
 
     writer: str
-    lines: tuple[Line, ...]
+    records: tuple[Record, ...]
 
     @property
     def first_seq(self) -> int:
         """The seq that it begins with."""
-        return self.lines[0].seq
+        return self.records[0].seq
 
     @property
     def last_seq(self) -> int:
         """The seq that it ends with."""
-        return self.lines[-1].seq
+        return self.records[-1].seq
 
     def halves(self) -> tuple["Batch", "Batch"]:
         """The same records as two batches, in order; there must be at least two."""
-        middle = len(self.lines) // 2
-        return Batch(self.writer, self.lines[:middle]), Batch(self.writer, self.lines[middle:])
+        middle = len(self.records) // 2
+        return Batch(self.writer, self.records[:middle]), Batch(self.writer, self.records[middle:])
 
-    def inserts(self, watermarks: dict[str, int]) -> list[tuple[Table, bytes, str]]:
-        """What each table still lacks of it: rows and their deduplication token, `events` last."""
-        found = []
+    def inserts(self, watermarks: Mapping[str, int], opening: str) -> Iterator[tuple[Table, bytes, str]]:
+        """What each table still lacks of it, given the highest seq it has: JSON lines and their deduplication token.
+
+        `opening` names the look at the store that the watermarks are from. `events` comes last. Nothing is made before
+        it is asked for, so that one table's lines are in memory at a time.
+        """
         for table in IN_ORDER:
             after = watermarks[table.name]
-            if table is EVENTS:
-                rows = [line.event_json for line in self.lines if line.seq > after]
-            else:
-                rows = [line.json for line in self.lines if line.table is table and line.seq > after]
-            if rows:
-                first = max(self.first_seq, after + 1)
-                found.append((table, b"\n".join(rows), f"{self.writer}:{first}-{self.last_seq}:{table.name}"))
-        return found
+            records = [
+                record
+                for record in self.records
+                if record.seq > after and (table is EVENTS or BY_KIND.get(record.kind) is table)
+            ]
+            if records:
+                yield table, lines(self.writer, table, records), token_of(self.writer, table, records, opening)
 
 
-def freeze(writer: str, records: list[Record]) -> Batch:
-    """The batch of these records, which follow one another."""
-    prefix = b'{"writer":' + orjson.dumps(writer) + b',"sha256":"%b",%b'
-    lines = []
-    for record in records:
-        sha256 = record.sha256.hex().encode()
-        line = prefix % (sha256, record.payload[1:])
-        head = _HEAD.match(record.payload)
-        subject = _SUBJECT.match(record.payload, record.payload.find(_SUBJECT_AT))
-        if head is not None and subject is not None:
-            event = prefix % (sha256, b"%b,%b}" % (head[1], subject[1]))
-        else:
-            event = line if len(line) <= _WHOLE_BYTES_MAX else _envelope(line)
-        lines.append(Line(record.seq, BY_KIND.get(record.kind), line, event))
-    return Batch(writer, tuple(lines))
+def token_of(writer: str, table: Table, records: Sequence[Record], opening: str) -> str:
+    """Names an insert, so that a retry is known for one.
+
+    It ends with the opening, because the engine remembers tokens for longer than rows may live: what is lost of the
+    store and sent again later is no retry, and would be dropped without a word.
+    """
+    return f"{writer}:{records[0].seq}-{records[-1].seq}:{table.name}:{opening}"
 
 
-def _envelope(line: bytes) -> bytes:
+def lines(writer: str, table: Table, records: Sequence[Record]) -> bytes:
+    """These records as the JSON lines that a table takes."""
+    head = b'{"writer":' + orjson.dumps(writer) + b","
+    if table is EVENTS:
+        return b"\n".join([_event(head, record) for record in records])
+    return b"\n".join([head + record.payload[1:] for record in records])
+
+
+def _event(head: bytes, record: Record) -> bytes:
+    payload = record.payload
+    start = _HEAD.match(payload)
+    subject = _SUBJECT.match(payload, payload.find(_SUBJECT_AT))
+    if start is not None and subject is not None:
+        return b'%b"sha256":"%b",%b,%b}' % (head, record.sha256.hex().encode(), start[1], subject[1])
+    line = b'%b"sha256":"%b",%b' % (head, record.sha256.hex().encode(), payload[1:])
+    if len(line) <= _WHOLE_BYTES_MAX:
+        return line
     body = orjson.loads(line)
     return orjson.dumps({key: body[key] for key in ("writer", "sha256", *_ENVELOPE_KEYS) if key in body})

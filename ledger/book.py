@@ -15,7 +15,7 @@ from domain.charges import Charge, ChargeRow
 from domain.decision import BANDS, Band
 from ledger.accounts import Accounts
 from ledger.budgets import Budget, Subject
-from ledger.counters import Cell, Counter, Grant
+from ledger.counters import Cell, Counter, Grant, Tenure
 from ledger.holds import Demand, Hold, IllegalMove, Line, Move, Shortfall, State, moved
 from ledger.windows import FOREVER_S
 
@@ -96,11 +96,17 @@ class Route:
 
 
 class Book:
-    """The budget book of one gateway worker."""
+    """The budget book of one gateway worker.
 
-    def __init__(self, budgets: Iterable[Budget], now_s: int) -> None:
+    A shared one holds within what the store behind it has leased to this worker (`ledger.leases`), and lists in
+    `touched` the counters that changed since the store was told.
+    """
+
+    def __init__(self, budgets: Iterable[Budget], now_s: int, *, is_shared: bool = False) -> None:
         self.holds: dict[str, Hold] = {}
-        self._accounts = Accounts()
+        self.is_shared = is_shared
+        self.touched: list[Counter] = []
+        self._accounts = Accounts(is_shared=is_shared)
         self._routes: dict[Subject, Route] = {}
         self._ended: OrderedDict[str, State] = OrderedDict()
         self._now_s = now_s
@@ -112,14 +118,47 @@ class Book:
         return self._accounts.budgets
 
     @property
+    def now_s(self) -> int:
+        """The latest time that it was told."""
+        return self._now_s
+
+    @property
     def grants(self) -> dict[str, Grant]:
         """The grants by id; those that have just expired may still be among them."""
         return self._accounts.grants
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the store of a shared book cannot be asked now."""
+        return self._accounts.is_away
+
+    def set_away(self, *, is_away: bool) -> None:
+        """Say whether the store of a shared book can be asked."""
+        self._accounts.set_away(is_away=is_away)
 
     def configure(self, budgets: Iterable[Budget], now_s: int) -> None:
         """Take a new set of budgets; a counter that one of them still keeps goes on, its holds included."""
         self._accounts.configure(budgets, self._latest(now_s))
         self._routes.clear()
+        for counter in self._accounts:
+            self.touch(counter)
+
+    def touch(self, counter: Counter) -> None:
+        """Let the store be told of a counter at the next occasion."""
+        if self.is_shared and not counter.is_touched:
+            counter.is_touched = True
+            self.touched.append(counter)
+
+    def counter(self, budget_id: str, name: str, now_s: int) -> Counter | None:
+        """The counter of that name, made when there is none; None when no budget of that id keeps such a one."""
+        budget = self.budgets.get(budget_id)
+        if budget is None or not budget.counts(budget.resource, name):
+            return None
+        return self._accounts.counter(budget, name, self._latest(now_s))
+
+    def find(self, budget_id: str, name: str) -> Counter | None:
+        """The counter in force of that name, if there is one."""
+        return self._accounts.find(budget_id, name)
 
     def route(self, subject: Subject, now_s: int) -> Route:
         """The counters a subject falls on, resolved once and remembered until budgets or counters change."""
@@ -156,18 +195,21 @@ class Book:
                 counter.turn(now_s)
             if hard:
                 rate = rates[index]
-                left = counter.limit - counter.spent - counter.held - fixed[index]
+                left = counter.ceiling - counter.spent - counter.held - fixed[index]
                 if left * MILLION < rate * cap:
                     cap = left * MILLION // rate if rate else -1
                 if cap < cap_min:
-                    return _shortfall(route, demand, now_s)
+                    return _shortfall(route, demand, now_s, is_away=self.is_away)
         lines = []
+        is_shared = self.is_shared
         for counter, index, _ in route.counters:
             amount = fixed[index] - (-rates[index] * cap // MILLION)
             cell = counter.cell
             cell.held += amount
             counter.held += amount
             lines.append(Line(counter, cell, amount))
+            if is_shared and not counter.is_touched:
+                self.touch(counter)
         hold = Hold(hold_id, tuple(lines), cap, now_us, now_us + ttl_s * US, row)
         self.holds[hold_id] = hold
         return hold
@@ -220,6 +262,14 @@ class Book:
             self._routes.clear()
         return list(self._accounts)
 
+    def adjust(self, charges: Iterable[Charge], now_s: int) -> None:
+        """Apply the signed charges of a correction row, which stands in the journal by then, where they still count."""
+        for charge in charges:
+            self.restore_spent(charge, now_s)
+            counter = self._accounts.find(charge.budget, charge.counter)
+            if counter is not None:
+                self.touch(counter)
+
     def restore_spent(self, charge: Charge, now_s: int) -> None:
         """Put back one charge of a rebuilt book; one of a budget that is not configured now is kept aside."""
         self._accounts.restore_spent(charge, self._latest(now_s))
@@ -253,13 +303,11 @@ class Book:
                 spent = 0 if budget.resource == "concurrency" else held
             else:
                 spent = actual[budget.resource_index]
-            cell.held -= held
-            cell.spent += spent
-            if cell.live:
-                counter.held -= held
-                counter.spent += spent
-                if spent and counter.grade():
-                    crossings.append(self._crossing(counter, cell))
+            counter.end(cell, held, spent)
+            if cell.live and spent and counter.grade() and not self.is_shared:
+                crossings.append(self._crossing(counter, cell))
+            if self.is_shared and not counter.is_touched:
+                self.touch(counter)
             charges.append((budget.id, counter.name, cell.start_s, budget.resource, spent))
             if spent > held:
                 overages.append(Overage(budget.id, counter.name, budget.resource, spent - held))
@@ -284,29 +332,33 @@ class Book:
         self._now_s = max(self._now_s, now_s)
         return self._now_s
 
-    @staticmethod
-    def _release(hold: Hold) -> None:
+    def _release(self, hold: Hold) -> None:
         for counter, cell, amount in hold.lines:
-            cell.held -= amount
-            if cell.live:
-                counter.held -= amount
+            counter.end(cell, amount, 0)
+            self.touch(counter)
 
     @staticmethod
     def _crossing(counter: Counter, cell: Cell) -> Crossing:
         budget = counter.budget
         return Crossing(
-            budget.id, counter.name, budget.resource, counter.band, counter.spent, counter.limit, cell.start_s
+            budget.id,
+            counter.name,
+            budget.resource,
+            counter.band,
+            counter.spent + counter.spent_elsewhere,
+            counter.limit,
+            cell.start_s,
         )
 
 
-def _shortfall(route: Route, demand: Demand, now_s: int) -> Shortfall:
+def _shortfall(route: Route, demand: Demand, now_s: int, *, is_away: bool) -> Shortfall:
     """What a hold did not fit: the hard counter that stays short for longest."""
     needs = demand.at(demand.cap_min)
     short = []
     for counter, index, hard in route.counters:
         if now_s >= counter.turns_s:
             counter.turn(now_s)
-        if hard and counter.available < needs[index]:
+        if hard and counter.room < needs[index]:
             short.append((counter, needs[index]))
     counter, asked = max(short, key=lambda each: _short_until_s(*each))
     budget = counter.budget
@@ -323,6 +375,7 @@ def _shortfall(route: Route, demand: Demand, now_s: int) -> Shortfall:
         resets_at_s=counter.resets_at_s(asked),
         is_short=(is_concurrency or budget.window.is_short) and asked <= counter.limit,
         is_concurrency=is_concurrency,
+        is_cut_off=is_away and counter.tenure is not Tenure.OWN,
     )
 
 

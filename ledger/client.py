@@ -1,6 +1,7 @@
 """The client of the ledger process: queries over loopback HTTP, without the engine in this process."""
 
 import http.client
+import ipaddress
 import json
 import os
 import subprocess
@@ -19,7 +20,14 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
 _PROBE_TIMEOUT_S = 2.0
 _POLL_S = 0.05
+_PIECE_BYTES = 1 << 18
 _EXIT_LOCKED = 3
+# ClickHouse reads the value of a parameter as a field of its tab-separated format.
+_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r", "\b": r"\b", "\f": r"\f", "\0": r"\0"})
+
+
+NOT_LOOPBACK = "{} is not loopback, and keys travel in plain HTTP: put TLS in front, or say that it is to be exposed"
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 where a process that listens everywhere is reached
 
 
 # LedgerUnavailable   no ledger process answers, or none can be started
@@ -33,7 +41,7 @@ class QueryFailed(Exception):
 
 
 class Address(NamedTuple):
-    """Where a ledger process listens on loopback."""
+    """Where a ledger process listens."""
 
     host: str
     port: int
@@ -49,12 +57,24 @@ class LedgerClient:
 
     def query(self, sql: str, output_format: str = "TabSeparated", **parameters: str) -> bytes:
         """The formatted result of one reading statement; `parameters` fill its `{name:Type}`. QueryFailed."""
-        values = {f"param_{name}": value for name, value in parameters.items()}
+        values = {f"param_{name}": value.translate(_ESCAPES) for name, value in parameters.items()}
         return self._ask("POST", "/", {"default_format": output_format, **values}, sql.encode())
 
     def rows(self, sql: str, **parameters: str) -> list[dict[str, Any]]:
         """The result as dictionaries; decimals come as strings, so that nothing is rounded."""
         return [json.loads(line) for line in self.query(sql, "JSONEachRow", **parameters).splitlines()]
+
+    def stream(self, sql: str, output_format: str, **settings: str) -> Iterator[bytes]:
+        """The formatted result piece by piece, however large it is. QueryFailed, also when it fails in the middle."""
+        target = f"/?{urlencode({'default_format': output_format, **settings})}"
+        with self._opened("POST", target, sql.encode(), self._timeout_s) as response:
+            if response.status != http.client.OK:
+                raise QueryFailed(_in_a_line(response.read()))
+            begin = f"\r\n__exception__\r\n{response.getheader('X-ClickHouse-Exception-Tag')}\r\n".encode()
+            while piece := response.read1(_PIECE_BYTES):
+                if piece.startswith(begin):
+                    raise QueryFailed(_in_a_line(piece.removeprefix(begin).rsplit(b"\n", 3)[0]))
+                yield piece
 
     def flush(self, timeout_s: float = 30.0) -> dict[str, Any]:
         """Waits until all that is in the journals now is in the ledger, and returns its status. QueryFailed if not."""
@@ -76,20 +96,29 @@ class LedgerClient:
     def _ask(self, method: str, path: str, parameters: dict[str, str], body: bytes) -> bytes:
         status, answer = self._exchange(method, f"{path}?{urlencode(parameters)}", body, self._timeout_s)
         if status != http.client.OK:
-            raise QueryFailed(answer.decode(errors="replace").strip())
+            raise QueryFailed(_in_a_line(answer))
         return answer
 
     def _exchange(self, method: str, target: str, body: bytes, timeout_s: float) -> tuple[int, bytes]:
+        with self._opened(method, target, body, timeout_s) as response:
+            return response.status, response.read()
+
+    @contextmanager
+    def _opened(self, method: str, target: str, body: bytes, timeout_s: float) -> Iterator[http.client.HTTPResponse]:
         connection = http.client.HTTPConnection(*self.address, timeout=timeout_s)
         try:
             connection.request(method, target, body, {"X-ClickHouse-Key": self._token})
-            response = connection.getresponse()
-            return response.status, response.read()
+            yield connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             host, port = self.address
-            raise LedgerUnavailable(f"no ledger process answers on {host}:{port}: {error}") from error
+            said = str(error) or type(error).__name__
+            raise LedgerUnavailable(f"no ledger process answers on {host}:{port}: {said}") from error
         finally:
             connection.close()
+
+
+def _in_a_line(answer: bytes) -> str:
+    return " ".join(answer.decode(errors="replace").split())
 
 
 def running(home: Path) -> LedgerClient | None:
@@ -97,13 +126,21 @@ def running(home: Path) -> LedgerClient | None:
     try:
         said = json.loads((home / PORT_FILE).read_text(encoding="utf-8"))
         token = (home / TOKEN_FILE).read_text(encoding="utf-8").strip()
-        pid, port = int(said["pid"]), int(said["port"])
+        pid, host, port = int(said["pid"]), str(said["host"]), int(said["port"])
         os.kill(pid, 0)
     except (OSError, ValueError, KeyError):
         # A file that is missing, half a file, or a process that is gone: in each case none serves this home.
         return None
-    client = LedgerClient(Address("127.0.0.1", port), token)
+    client = LedgerClient(Address(_EVERYWHERE.get(host, host), port), token)
     return client if client.ping() else None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only processes of this machine can reach a listener on this host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @contextmanager

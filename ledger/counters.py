@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from domain.amounts import MILLION, ceil_div
 from domain.decision import BANDS, Band
@@ -11,12 +12,18 @@ from ledger.windows import FOREVER_S
 
 @dataclass(slots=True)
 class Cell:
-    """One span of a counter: a calendar window, a sixtieth of a rolling one, or all time."""
+    """One span of a counter: a calendar window, a sixtieth of a rolling one, or all time.
+
+    In a shared book `lease` is what the store has set aside for this replica in it, and `reported` what the store knows
+    to be spent of that.
+    """
 
     start_s: int
     spent: int = 0
     held: int = 0
     live: bool = True
+    lease: int = 0
+    reported: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,15 @@ class Grant:
     reason: str
 
 
+class Tenure(IntEnum):
+    """Whose limit a counter goes by: its own, its lease of a shared one, or neither while the store is away."""
+
+    OWN = 0
+    LEASED = 1
+    CLOSED = 2
+    OPEN = 3
+
+
 # Stands in a counter that has not been turned yet; nothing is ever charged to it.
 _NO_CELL = Cell(-1)
 
@@ -40,7 +56,9 @@ _NO_CELL = Cell(-1)
 class Counter:
     """The cells of one counter that still count, with their sums, and the one that is charged now.
 
-    Time is passed in and only ever moves forward. Cells are ordered by when they stop to count.
+    Time is passed in and only ever moves forward. Cells are ordered by when they stop to count. `limit` is what all may
+    spend; `ceiling` is what may be spent and held here, which is the same unless the book is shared. Then
+    `…_elsewhere` is what other replicas had when the store was last asked.
     """
 
     budget: Budget
@@ -50,6 +68,12 @@ class Counter:
     spent: int = 0
     held: int = 0
     limit: int = 0
+    ceiling: int = 0
+    spent_elsewhere: int = 0
+    held_elsewhere: int = 0
+    stranded: int = 0
+    tenure: Tenure = Tenure.OWN
+    is_touched: bool = False
     level: int = 0
     turns_s: int = 0
     grants: tuple[Grant, ...] = ()
@@ -58,8 +82,13 @@ class Counter:
 
     @property
     def available(self) -> int:
-        """What can still be held; negative when an overage or a lowered limit took it below zero."""
-        return self.limit - self.spent - self.held
+        """What can still be held by anyone; negative when an overage or a lowered limit took it below zero."""
+        return self.limit - self.spent - self.held - self.spent_elsewhere - self.held_elsewhere
+
+    @property
+    def room(self) -> int:
+        """What can still be held here without asking anyone."""
+        return self.ceiling - self.spent - self.held
 
     @property
     def band(self) -> Band:
@@ -73,6 +102,9 @@ class Counter:
         if budget.window != self.budget.window:
             self.cell = _NO_CELL
             self._sort(budget)
+            for cell in self.cells:
+                # The store keeps another account for another window, and knows nothing of these cells there.
+                cell.lease = cell.reported = 0
         self.budget = budget
         self.grants = grants
         self.turn(now_s)
@@ -83,6 +115,8 @@ class Counter:
         start_s = window.cell_start_s(now_s)
         if start_s > self.cell.start_s:
             self.cell = self.cell_at(start_s)
+            if window.kind != "rolling":
+                self.spent_elsewhere = self.held_elsewhere = self.stranded = 0
         while window.cell_gone_s(self.cells[0].start_s) <= now_s:
             gone = self.cells.popleft()
             gone.live = False
@@ -97,19 +131,43 @@ class Counter:
             window.cell_gone_s(self.cells[0].start_s),
             min((grant.expires_at_s for grant in self.grants), default=FOREVER_S),
         )
+        self.refit()
         self.grade()
+
+    def refit(self) -> None:
+        """Set the ceiling anew; of a shared limit only the lease in the cell that is charged now can be held on."""
+        if self.tenure is Tenure.OWN:
+            self.ceiling = self.limit
+        elif self.tenure is Tenure.LEASED:
+            cell = self.cell
+            self.ceiling = cell.lease + self.spent + self.held - cell.spent - cell.held
+        else:
+            self.ceiling = FOREVER_S if self.tenure is Tenure.OPEN else -FOREVER_S
+
+    def end(self, cell: Cell, held: int, spent: int) -> None:
+        """Take what was held off a cell and put what was spent onto it."""
+        cell.held -= held
+        cell.spent += spent
+        if cell.live:
+            self.held -= held
+            self.spent += spent
+            if cell is not self.cell and self.tenure is Tenure.LEASED:
+                # What an earlier cell of a rolling window did not use cannot be spent in this one.
+                self.ceiling += spent - held
 
     def grade(self) -> bool:
         """Set the band from what is spent; returns whether it fell to a worse one."""
         before = self.level
-        spent = self.spent
-        if spent < self._warn_at:
-            self.level = 0
-        elif spent < self._critical_at:
-            self.level = 1
-        else:
-            self.level = 2 if spent < self.limit else 3
+        self.level = self.level_of(self.spent + self.spent_elsewhere)
         return self.level > before
+
+    def level_of(self, spent: int) -> int:
+        """How bad it is, from 0 (ok) to 3 (exhausted), to have spent this much."""
+        if spent < self._warn_at:
+            return 0
+        if spent < self._critical_at:
+            return 1
+        return 2 if spent < self.limit else 3
 
     def cell_at(self, start_s: int) -> Cell:
         """The cell that began at `start_s`, made in its place when there is none."""
@@ -123,14 +181,17 @@ class Counter:
 
     @property
     def is_idle(self) -> bool:
-        """Whether forgetting this counter loses nothing: nothing held and nothing spent that still counts."""
-        return not self.held and not self.spent and not self.grants
+        """Whether forgetting this counter loses nothing: nothing held, leased or spent that still counts."""
+        # Sums can be nothing where cells are not: a correction takes from one what another still has.
+        return not self.held and not self.grants and not any(cell.spent or cell.lease for cell in self.cells)
 
     def resets_at_s(self, needed: int) -> int | None:
         """The Unix second at which `needed` would fit if nothing else were spent; None where waiting does not help."""
         if self.budget.window.kind == "total" or needed > self.limit:
             return None
         freed = self.available
+        if self.budget.window.kind != "rolling":
+            freed += self.spent_elsewhere + self.held_elsewhere
         for cell in self.cells:
             freed += cell.spent + cell.held
             if freed >= needed:

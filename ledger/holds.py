@@ -102,7 +102,10 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """Why a hold did not fit: the counter that will be short for longest, in its resource's unit."""
+    """Why a hold did not fit: the counter that will be short for longest, in its resource's unit.
+
+    `is_cut_off` when others may have what is lacking here and cannot be asked.
+    """
 
     budget: str
     owner: str
@@ -115,3 +118,4 @@ class Shortfall:
     resets_at_s: int | None
     is_short: bool
     is_concurrency: bool
+    is_cut_off: bool = False

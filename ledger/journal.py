@@ -1,22 +1,23 @@
 """The journal: one writer's append-only, hash-chained record of what happened, on disk before anything acts on it."""
 
-import fcntl
 import hashlib
-import mmap
-import os
 import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from domain.ids import uuid7
+from ledger.disk import SYSTEM, Disk, Pages
+from ledger.journal_errors import JournalError, JournalFailed, JournalFull, JournalLocked
 from ledger.records import HEADER, HEADER_BYTES, PAYLOAD_BYTES_MAX, SNAPSHOT, CorruptJournal
 from ledger.reserve import Reserve
-from ledger.segments import Cursor, segment_path, segment_paths
+from ledger.segments import segment_path
+from ledger.tail import find_tail
 
 __all__ = ["CorruptJournal", "Journal", "JournalError", "JournalFailed", "JournalFull", "JournalLocked"]
 
@@ -25,6 +26,7 @@ BYTES_MAX = 8 << 30
 FSYNC_INTERVAL_MS = 10
 HOLD_BYTES = 8 << 10
 _RETRY_S = 1.0
+_RETRY_TURNS = 100
 _QUIET_TURNS = 100
 _KIND = re.compile(r"[a-z][a-z_]{0,63}")
 _OWN_KEYS = frozenset({"seq", "kind"})
@@ -32,25 +34,9 @@ _SEQ_BYTES = len('{"seq":') + 20
 RECORD_BYTES_MAX = 1 << 20
 
 
-# JournalError
-# ├── JournalLocked   another process writes this journal
-# ├── JournalFull     no room is left, and none can be allocated
-# └── JournalFailed   the disk refused a write or an fsync: nothing more is taken
-# CorruptJournal (records.py) stands apart: what was written is damaged.
-class JournalError(Exception):
-    """The journal cannot take records."""
-
-
-class JournalLocked(JournalError):
-    """Another process holds the journal's directory."""
-
-
-class JournalFull(JournalError):
-    """The record does not fit and no further segment can be allocated."""
-
-
-class JournalFailed(JournalError):
-    """A write or an fsync failed earlier; what the disk holds behind it is unknown."""
+def system_now_us() -> int:
+    """Unix time in microseconds."""
+    return time.time_ns() // 1000
 
 
 class Journal:
@@ -63,7 +49,8 @@ class Journal:
         snapshot: Callable[[], dict[str, Any]],
         reserve: Reserve,
         fsync_interval_ms: int,
-        fdatasync: Callable[[int], None],
+        disk: Disk,
+        now_us: Callable[[], int],
     ) -> None:
         self.directory = directory
         self.writer = directory.name
@@ -72,28 +59,32 @@ class Journal:
         self.cut_bytes = 0
         self.tail_seq = 0
         self._tail_sha256 = b""
-        self._directory_fd = lock_fd
+        self._lock_fd = lock_fd
         self._snapshot = snapshot
         self._snapshot_bytes = HOLD_BYTES
         self._reserve = reserve
         self._interval_s = fsync_interval_ms / 1000
-        self._fdatasync = fdatasync
+        self._disk = disk
+        self._now_us = now_us
         self._lock = threading.Lock()
         self._synced = threading.Condition()
         self._synced_seq = 0
         self._wake = threading.Event()
         self._hurry = threading.Event()
         self._fd = -1
-        self._pages: mmap.mmap
+        self._pages: Pages
         self._offset = 0
         self._capacity = 0
         self._dirty = False
         self._is_asleep = False
         self._retired: list[tuple[int, int]] = []
-        self._failure: str | None = None
+        # Names given to segments, and how many of them are on the medium.
+        self._names = 0
+        self._names_synced = -1
+        self.failure: str | None = None
         self._closing = False
         self._heads: dict[str, bytes] = {}
-        self._committer = threading.Thread(target=self._commit_forever, name=f"fsync {self.writer}", daemon=True)
+        self._committer: threading.Thread | None = None
 
     @classmethod
     def open(
@@ -104,27 +95,40 @@ class Journal:
         fsync_interval_ms: int = FSYNC_INTERVAL_MS,
         bytes_max: int = BYTES_MAX,
         snapshot: Callable[[], dict[str, Any]],
-        fdatasync: Callable[[int], None] = os.fdatasync,
+        disk: Disk = SYSTEM,
+        now_us: Callable[[], int] = system_now_us,
+        commits_itself: bool = True,
     ) -> "Journal":
         """Locks the directory, cuts a torn tail and goes on where the writer stopped.
 
         `snapshot()` is asked at the start of every segment for a body from which all records before it can be
-        forgotten. It runs inside `append`, before the record being appended: whoever appends must do so before
-        changing what the snapshot describes, and `snapshot` itself must not append.
+        forgotten. It runs inside `append`, before the record being appended, which it may already contain; it must not
+        append itself. Unless it `commits_itself`, with a thread, whoever opened it calls `commit`.
         JournalLocked when another process has it, CorruptJournal when the last segment is damaged, JournalFull when a
-        new journal finds no room for its first segment.
+        new journal finds no room for its first segment, JournalFailed when the disk does not do as it is asked.
         """
-        directory.mkdir(parents=True, exist_ok=True)
-        lock_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            _lock(lock_fd, directory)
-            reserve = Reserve(directory, segment_bytes, bytes_max)
-            journal = cls(directory, lock_fd, snapshot, reserve, fsync_interval_ms, fdatasync)
+            disk.make_directory(directory)
+            lock_fd = disk.lock(directory)
+        except BlockingIOError:
+            why = f"{directory} is being written by another process; stop it or use another writer"
+            raise JournalLocked(why) from None
+        except OSError as refused:
+            raise JournalFailed(f"{directory}: {refused.strerror}; mend the disk, then start again") from refused
+        try:
+            reserve = Reserve(directory, segment_bytes, bytes_max, disk)
+            journal = cls(directory, lock_fd, snapshot, reserve, fsync_interval_ms, disk, now_us)
             journal._resume()
+        except OSError as failed:
+            disk.close(lock_fd)
+            raise JournalFailed(f"{directory}: {failed.strerror}; mend the disk, then start again") from failed
         except BaseException:
-            os.close(lock_fd)
+            disk.close(lock_fd)
             raise
-        journal._committer.start()
+        if commits_itself:
+            name = f"fsync {journal.writer}"
+            journal._committer = threading.Thread(target=journal._commit_forever, name=name, daemon=True)
+            journal._committer.start()
         return journal
 
     def append(self, kind: str, body: Mapping[str, Any], members: bytes = b"") -> int:
@@ -140,7 +144,7 @@ class Journal:
         if "event_id" not in body:
             body = {"event_id": uuid7(), **body}
         if "ts_us" not in body:
-            body = {"ts_us": time.time_ns() // 1000, **body}
+            body = {"ts_us": self._now_us(), **body}
         rest = head + orjson.dumps(body, default=_plain)[1:]
         if members:
             rest = b"%b,%b}" % (rest[:-1], members)
@@ -148,11 +152,12 @@ class Journal:
         if size_bytes > RECORD_BYTES_MAX:
             raise ValueError(f"a record of {size_bytes} bytes is over the limit of {RECORD_BYTES_MAX}")
         with self._lock:
-            if self._failure is not None:
-                raise JournalFailed(self._failure)
+            if self.failure is not None:
+                raise JournalFailed(self.failure)
             if self._offset + size_bytes > self._capacity:
-                self._rotate(size_bytes)
-            self._write(rest)
+                self._rotate(rest)
+            else:
+                self._write(rest)
             self._dirty = True
             if self._is_asleep:
                 self._wake.set()
@@ -163,19 +168,30 @@ class Journal:
         room_bytes = self._capacity - self._offset
         if self._reserve.ready:
             room_bytes += self._reserve.segment_bytes - 2 * self._snapshot_bytes - HOLD_BYTES
-        return self._failure is None and room_bytes >= (open_holds + 2) * HOLD_BYTES
+        return self.failure is None and room_bytes >= (open_holds + 2) * HOLD_BYTES
 
     def sync(self) -> None:
         """Waits until everything appended so far is on disk; JournalFailed when it cannot be."""
         with self._lock:
             seq = self.tail_seq
+        if self._committer is None:
+            self.commit()
         with self._synced:
-            if self._synced_seq < seq and self._failure is None:
+            if self._synced_seq < seq and self.failure is None:
                 self._hurry.set()
                 self._wake.set()
-                self._synced.wait_for(lambda: self._synced_seq >= seq or self._failure is not None)
-        if self._failure is not None:
-            raise JournalFailed(self._failure)
+                self._synced.wait_for(lambda: self._synced_seq >= seq or self.failure is not None)
+        if self.failure is not None:
+            raise JournalFailed(self.failure)
+
+    def commit(self) -> None:
+        """Makes durable what is not yet, and makes room ahead: what the thread does every interval."""
+        if self._dirty or self._retired:
+            self._commit()
+        try:
+            self._reserve.allocate()
+        except OSError as error:
+            self._fail(error)
 
     def close(self) -> None:
         """Makes everything durable and gives up the lock; JournalFailed, after giving it up, when that failed."""
@@ -184,13 +200,16 @@ class Journal:
         self._closing = True
         self._hurry.set()
         self._wake.set()
-        self._committer.join()
-        self._commit()
+        if self._committer is not None:
+            self._committer.join()
+        if self.failure is None:
+            self._commit()
         with self._lock:
-            failure, self._failure = self._failure, f"the journal {self.writer} is closed"
+            failure, self.failure = self.failure, f"the journal {self.writer} is closed"
         self._pages.close()
-        for fd in (self._fd, self._directory_fd):
-            os.close(fd)
+        self._reserve.close()
+        for fd in (self._fd, self._lock_fd):
+            self._disk.close(fd)
         if failure is not None:
             raise JournalFailed(failure)
 
@@ -214,80 +233,104 @@ class Journal:
         self.bytes_total += len(record)
         self.tail_seq, self._tail_sha256 = seq, digest
 
-    def _rotate(self, record_bytes: int) -> None:
-        """Begins the next segment with a snapshot. Call with the lock held."""
-        snapshot = {"previous_sha256": self._tail_sha256.hex(), "event_id": uuid7(), "ts_us": time.time_ns() // 1000}
-        rest = self._head(SNAPSHOT) + orjson.dumps(snapshot | self._snapshot(), default=_plain)[1:]
-        head_bytes = HEADER_BYTES + _SEQ_BYTES + len(rest)
-        if head_bytes > PAYLOAD_BYTES_MAX or head_bytes + record_bytes > self._reserve.segment_bytes:
+    def _rotate(self, rest: bytes) -> None:
+        """Begins the next segment with a snapshot and, behind it, what `_write` would write. Call with the lock held.
+
+        The snapshot may hold already what that record says, so neither may outlive the other. The record is stored
+        first: no kill leaves the snapshot alone. A power loss may, and then `_resume` takes the segment away.
+        """
+        now_us = self._now_us()
+        envelope = {"previous_sha256": self._tail_sha256.hex(), "event_id": uuid7(now_us // 1000), "ts_us": now_us}
+        head = self._head(SNAPSHOT) + orjson.dumps(envelope | self._snapshot(), default=_plain)[1:]
+        seq = self.tail_seq + 1
+        payload = b'{"seq":%d%b' % (seq, head)
+        size_bytes = HEADER_BYTES + len(payload)
+        needed_bytes = size_bytes + HEADER_BYTES + _SEQ_BYTES + len(rest)
+        if len(payload) > PAYLOAD_BYTES_MAX or needed_bytes > self._reserve.segment_bytes:
             raise JournalFull(f"{self.directory}: a snapshot and a record do not fit into one segment; make it larger")
-        if not self._reserve.allocate():
-            raise JournalFull(f"{self.directory}: no room for another segment; free disk space or raise bytes_max")
-        path = segment_path(self.directory, self.tail_seq + 1)
+        self._enter(segment_path(self.directory, seq))
+        digest = hashlib.sha256(self._tail_sha256 + payload).digest()
+        self._snapshot_bytes = len(payload)
+        self._offset, self.bytes_total = size_bytes, self.bytes_total + size_bytes
+        self.tail_seq, self._tail_sha256 = seq, digest
+        if rest:
+            self._write(rest)
+        self._pages[0:size_bytes] = HEADER.pack(len(payload), digest) + payload
+
+    def _enter(self, path: Path) -> None:
+        """Leaves the segment for a new one of that name; JournalFull leaves everything as it was."""
+        full = f"{self.directory}: no room for another segment; free disk space or raise bytes_max"
+        try:
+            if not self._reserve.allocate():
+                raise JournalFull(full)
+            self._settle_names()
+            taken = self._reserve.take(path)
+        except OSError as error:
+            self._store_again()
+            raise JournalFailed(self._fail(error)) from error
+        if taken is None:
+            raise JournalFull(full)
         if self._fd >= 0:
             self._pages.close()
             self._retired.append((self._fd, self._offset))
-        self._map(self._reserve.take(path), self._reserve.segment_bytes)
-        self._offset = 0
-        self._snapshot_bytes = len(rest)
-        self._write(rest)
+        self._fd, self._pages = taken
+        self._capacity = self._reserve.segment_bytes
+        self._names += 1
 
-    def _map(self, fd: int, capacity: int) -> None:
-        self._fd, self._capacity = fd, capacity
-        self._pages = mmap.mmap(fd, capacity)
+    def _settle_names(self) -> None:
+        """Makes the segment durable, its name too, before another follows it.
+
+        No power loss can then keep a later segment and lose records of an earlier one: such a journal would not join.
+        """
+        if self._fd >= 0 and self._synced_seq < self.tail_seq:
+            self._disk.sync(self._fd)
+        if self._fd >= 0 and self._names_synced < self._names:
+            self._disk.sync_directory(self.directory)
+            self._names_synced = self._names
 
     def _fail(self, error: Exception) -> str:
-        if self._failure is None:
+        if self.failure is None:
             why = error.strerror if isinstance(error, OSError) else error
-            self._failure = f"{self.directory}: {why}; nothing more is taken until a restart"
+            self.failure = f"{self.directory}: {why}; nothing more is taken until a restart"
         with self._synced:
             self._synced.notify_all()
-        return self._failure
+        return self.failure
 
     def _resume(self) -> None:
-        """Finds the end of the last segment that holds a record, and cuts what was not written whole behind it."""
-        for path in reversed(segment_paths(self.directory)):
-            cursor = Cursor(self.directory, segment=path)
-            try:
-                head_size = 0
-                while records := cursor.take(10_000, 8 << 20):
-                    head_size = head_size or len(records[0].payload)
-                torn_bytes = cursor.torn_bytes()
-                at_bytes = cursor.offset
-            finally:
-                cursor.close()
-            if at_bytes == 0:
-                # Rotation was cut before its snapshot stood: the segment before it goes on.
-                path.unlink()
-                self.cut_bytes += torn_bytes
-                continue
-            self.tail_seq, self._tail_sha256 = cursor.seq, cursor.sha256
-            self._snapshot_bytes = head_size
-            self._go_on(path, at_bytes, torn_bytes)
-            break
+        """Goes on where the writer stopped, and cuts what was not written whole behind that."""
+        tail = find_tail(self.directory, self._disk)
+        for path in tail.cut:
+            self._disk.unlink(path)
+        self.cut_bytes = tail.cut_bytes + tail.torn_bytes
+        self.tail_seq, self._tail_sha256 = tail.seq, tail.sha256
+        if tail.segment is None:
+            self._rotate(b"")
         else:
-            self._tail_sha256 = bytes(32)
-            self._rotate(0)
+            self._snapshot_bytes = tail.head_bytes
+            self._go_on(tail.segment, tail.at_bytes, tail.torn_bytes)
         self._dirty = True
-        self._wake.set()
         self._reserve.allocate()
 
     def _go_on(self, path: Path, at_bytes: int, torn_bytes: int) -> None:
-        self._fd = os.open(path, os.O_RDWR)
-        self._offset = at_bytes
-        self._capacity = os.fstat(self._fd).st_size
+        self._fd = self._disk.open_writable(path)
         if torn_bytes:
-            self.cut_bytes += torn_bytes
-            os.ftruncate(self._fd, at_bytes)
-            self._capacity = at_bytes
-        if self._capacity < self._reserve.segment_bytes and path == segment_paths(self.directory)[-1]:
-            try:
-                os.posix_fallocate(self._fd, 0, self._reserve.segment_bytes)
-                self._capacity = self._reserve.segment_bytes
-            except OSError:
-                # A full disk is an expected answer: the records that exist stand, and room_for() says no.
-                self._capacity = os.fstat(self._fd).st_size
-        self._map(self._fd, self._capacity)
+            self._disk.truncate(self._fd, at_bytes)
+        self._offset, self._capacity = at_bytes, self._disk.size_bytes(self._fd)
+        if self._capacity < self._reserve.segment_bytes:
+            # A full disk is an expected answer: the records that exist stand, and room_for() says no.
+            with suppress(OSError):
+                self._disk.allocate(self._fd, self._reserve.segment_bytes)
+            self._capacity = self._disk.size_bytes(self._fd)
+        self._pages = self._disk.map(self._fd, self._capacity)
+        # What an fsync of the last run failed to write is written now, and what was cut goes from the medium before
+        # anything is stored in its place: it must not come back behind that.
+        self._store_again()
+        self._disk.sync(self._fd)
+
+    def _store_again(self) -> None:
+        """Has all of the segment written with the next fsync, as `Cursor.sync` has what it read."""
+        if self._fd >= 0:
+            self._pages[0 : self._offset] = self._pages[0 : self._offset]
 
     def _commit_forever(self) -> None:
         try:
@@ -298,13 +341,14 @@ class Journal:
             raise
 
     def _commit_until_closing(self) -> None:
-        quiet = 0
+        quiet, turn, retry_turn = 0, 0, 0
         while not self._closing:
             # While appends come this only looks each interval, because waking a thread costs each of them more than
             # they cost; after a quiet while it sleeps until it is woken.
+            turn += 1
             if quiet > _QUIET_TURNS:
                 self._sleep()
-                quiet = 0
+                quiet, retry_turn = 0, turn
             else:
                 self._hurry.wait(self._interval_s)
             if self._dirty or self._retired:
@@ -312,8 +356,8 @@ class Journal:
                 quiet = 0
             else:
                 quiet += 1
-            if not self._reserve.ready and not self._closing:
-                self._reserve.allocate()
+            if not self._reserve.ready and not self._closing and turn >= retry_turn and not self._reserve.allocate():
+                retry_turn = turn + _RETRY_TURNS
 
     def _sleep(self) -> None:
         self._is_asleep = True
@@ -328,18 +372,20 @@ class Journal:
         with self._lock:
             self._dirty = False
             self._hurry.clear()
-            seq, fd = self.tail_seq, self._fd
+            seq, fd, names = self.tail_seq, self._fd, self._names
             retired, self._retired = self._retired, []
         try:
             for old_fd, used_bytes in retired:
-                os.ftruncate(old_fd, used_bytes)
-                self._fdatasync(old_fd)
-                os.close(old_fd)
-            self._fdatasync(fd)
-            if retired or self._synced_seq == 0:
-                os.fsync(self._directory_fd)
+                self._disk.truncate(old_fd, used_bytes)
+                self._disk.close(old_fd)
+            self._disk.sync(fd)
+            if self._names_synced < names:
+                self._disk.sync_directory(self.directory)
+                self._names_synced = names
         except OSError as error:
             self._fail(error)
+            with self._lock:
+                self._store_again()
             return
         with self._synced:
             self.fsyncs_total += 1
@@ -352,10 +398,3 @@ def _plain(value: object) -> list[object]:
     if isinstance(value, tuple):
         return list(value)
     raise TypeError(f"a record cannot hold a {type(value).__name__}")
-
-
-def _lock(lock_fd: int, directory: Path) -> None:
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise JournalLocked(f"{directory} is being written by another process; stop it or use another writer") from None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 SCHEMA_DIRECTORY = Path(__file__).parent / "schema"
-_REMEMBER = """
+REMEMBER = """
 CREATE TABLE IF NOT EXISTS schema_migrations
 (version UInt32, name String, sha256 String, applied_at DateTime64(6, 'UTC') DEFAULT now64(6, 'UTC'))
 ENGINE = MergeTree ORDER BY version SETTINGS fsync_after_insert = 1
@@ -49,7 +49,20 @@ def shipped(directory: Path = SCHEMA_DIRECTORY) -> list[Migration]:
 
 def migrate(engine: Engine, migrations: list[Migration]) -> list[str]:
     """Applies what is missing and returns its names; SchemaRefused, with nothing changed, for an unknown schema."""
-    engine.execute(_REMEMBER)
+    engine.execute(REMEMBER)
+    done = []
+    for migration in missing(engine, migrations):
+        engine.execute(migration.sql)
+        engine.execute(
+            f"INSERT INTO schema_migrations (version, name, sha256) "  # noqa: S608 the values are file names of this code
+            f"VALUES ({migration.version}, '{migration.name}', '{migration.sha256}')"
+        )
+        done.append(migration.name)
+    return done
+
+
+def missing(engine: Engine, migrations: list[Migration]) -> list[Migration]:
+    """What is to be applied; SchemaRefused for a schema that was made by other files."""
     known = {migration.version: migration for migration in migrations}
     applied = {int(str(row[0])): (str(row[1]), str(row[2])) for row in _applied(engine)}
     newest = max(applied, default=0)
@@ -60,17 +73,7 @@ def migrate(engine: Engine, migrations: list[Migration]) -> list[str]:
             raise SchemaRefused(
                 f"the ledger was made with another {name}.sql: use the Bursar that made it, or a new path"
             )
-    done = []
-    for migration in migrations:
-        if migration.version in applied:
-            continue
-        engine.execute(migration.sql)
-        engine.execute(
-            f"INSERT INTO schema_migrations (version, name, sha256) "  # noqa: S608 the values are file names of this code
-            f"VALUES ({migration.version}, '{migration.name}', '{migration.sha256}')"
-        )
-        done.append(migration.name)
-    return done
+    return [migration for migration in migrations if migration.version not in applied]
 
 
 def _applied(engine: Engine) -> list[tuple[object, ...]]:

@@ -14,16 +14,26 @@ from pathlib import Path
 
 import uvicorn
 
+from ledger.access import Keys
+from ledger.checkpoints import Leaves
+from ledger.exports import exporters_of
+from ledger.notary import Notary
 from ledger.server import LedgerServer
 from ledger.shipper import Shipper
-from ledger.store import Store
+from ledger.signing import KeyAway, Signer, signer_of
+from ledger.stores import open_store
 
-HOST = "127.0.0.1"
+STALL_MS = 60_000
+KEEP_ALIVE_S = 30
 _CONNECTIONS_MAX = 64
 _TOKEN_BYTES = 32
 _HEADER_BYTES_MAX = 64 << 10
 _DRAIN_S = 10
 _GC_THRESHOLDS = (100_000, 20, 50)
+
+
+class PortTaken(Exception):
+    """Another process listens where this one should, or nobody may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +42,31 @@ class LedgerProcess:
 
     home: Path
     url: str
+    host: str
     port: int
     port_file: Path
     token_file: Path
     retention_s: float
     while_stdin: bool = False
+    announce: bool = False
+    checkpoint_targets: tuple[str, ...] = ()
+    checkpoint_token: str = ""
 
     def run(self) -> int:
-        """Serves until SIGTERM or SIGINT, then ships the rest; 0, or 1 when the shipping thread died."""
+        """Serves until SIGTERM or SIGINT, then ships the rest; 0, or 1 when the shipping thread died. PortTaken."""
+        with _listener(self.host, self.port) as listener:
+            return self._serve(listener)
+
+    def _serve(self, listener: socket.socket) -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         token = read_or_make_token(self.token_file)
+        signer = self._signer()
         _use_temporary_directory(self.home / "tmp")
-        store = Store(self.url)
-        shipper = Shipper(self.home / "journal", store, retention_s=self.retention_s)
-        application = LedgerServer(store, shipper, token)
+        store = open_store(self.url, self.home)
+        exporters = [] if signer is None else exporters_of(self.checkpoint_targets, signer, self.checkpoint_token)
+        notary = Notary(self.home / "checkpoints", signer, Leaves(store.select), exporters)
+        shipper = Shipper(self.home / "journal", store, retention_s=self.retention_s, sealed=notary.sealed)
+        application = LedgerServer(store, shipper, Keys(token, self.home / "keys"), notary)
         server = _uvicorn(application)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(server, "should_exit", True))
@@ -55,19 +76,32 @@ class LedgerProcess:
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
         finished = threading.Event()
-        thread = threading.Thread(target=_ship, args=(shipper, server, finished), name="shipper")
+        thread = threading.Thread(target=_ship, args=(shipper, notary, server, finished), name="shipper")
         thread.start()
         try:
-            with socket.create_server((HOST, self.port)) as listener:
-                write_port_file(self.port_file, listener.getsockname()[1])
-                server.run(sockets=[listener])
+            host, port = listener.getsockname()[:2]
+            write_port_file(self.port_file, host, port)
+            if self.announce:
+                sys.stdout.write(f"The ledger listens on {host}:{port}; make a key with: bursar key create --ledger\n")
+                sys.stdout.flush()
+            server.run(sockets=[listener])
         finally:
             self.port_file.unlink(missing_ok=True)
             shipper.stop()
             thread.join()
+            notary.close()
             application.close()
             store.close()
         return 0 if finished.is_set() else 1
+
+    def _signer(self) -> Signer | None:
+        """The signer; None where one command alone is served and the key is kept elsewhere. KeyRefused."""
+        try:
+            return signer_of(self.home)
+        except KeyAway:
+            if not self.while_stdin:
+                raise
+            return None
 
 
 def read_or_make_token(path: Path) -> str:
@@ -83,12 +117,25 @@ def read_or_make_token(path: Path) -> str:
     return token
 
 
-def write_port_file(path: Path, port: int) -> None:
-    """Says, in one step, on which port this process listens."""
+def write_port_file(path: Path, host: str, port: int) -> None:
+    """Says, in one step, where this process listens."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps({"port": port, "pid": os.getpid()}), encoding="utf-8")
+    draft.write_text(json.dumps({"host": host, "port": port, "pid": os.getpid()}), encoding="utf-8")
     draft.replace(path)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A listening socket whose connections end by themselves when the other side takes nothing for a minute."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise PortTaken(f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port") from error
+    # Of Linux: connections inherit it, and uvicorn has no bound of its own for a client that does not read.
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALL_MS)
+    return listener
 
 
 def _use_temporary_directory(path: Path) -> None:
@@ -106,9 +153,12 @@ def _end_with_stdin() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _ship(shipper: Shipper, server: uvicorn.Server, finished: threading.Event) -> None:
+def _ship(shipper: Shipper, notary: Notary, server: uvicorn.Server, finished: threading.Event) -> None:
     """Ships to the end; if that fails the process ends too, because a ledger that stands still must not look alive."""
     try:
+        # What is signed at the start is signed of a store that has been mended.
+        shipper.round()
+        notary.resume(shipper.shipped())
         shipper.run()
         finished.set()
     finally:
@@ -128,5 +178,6 @@ def _uvicorn(application: LedgerServer) -> uvicorn.Server:
             log_config=None,
             limit_concurrency=_CONNECTIONS_MAX,
             timeout_graceful_shutdown=_DRAIN_S,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
     )

@@ -9,18 +9,22 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from domain.amounts import MILLION
 from domain.charges import Charge
 from ledger.book import Book
 from ledger.counters import Grant
 from ledger.holds import Hold, State
 from ledger.records import SNAPSHOT, Record
+from ledger.sequences import Sequences
+from ledger.tables import ADJUSTED
 
 _ENVELOPE = frozenset({"seq", "kind", "ts_us", "event_id", "action", "cap", "expires_at_us", "charges"})
 
 
 def snapshot(book: Book) -> dict[str, Any]:
-    """The body from which the book can be rebuilt: what is spent, what is held, and the grants."""
+    """The body from which the book can be rebuilt: its time, what is spent, what is held, and the grants."""
     return {
+        "now_s": book.now_s,
         "spent": book.spent_charges(),
         "holds": [
             {
@@ -49,13 +53,16 @@ def grant_record(grant: Grant) -> dict[str, Any]:
     }
 
 
-def rebuild(book: Book, records: Iterable[Record], now_s: int) -> int:
-    """Apply a snapshot and its tail to an empty book and return how many holds are left without an owner.
+def rebuild(book: Book, records: Iterable[Record], now_s: int, sequences: Sequences | None = None) -> int:
+    """Apply a snapshot and its tail to an empty book, and to the sequences of the same writer where there are some.
 
-    They expire when their last renewal runs out.
+    Returns how many holds are left without an owner: they expire when their last renewal runs out.
     """
     for record in records:
         body = json.loads(record.payload)
+        now_s = max(now_s, _told_s(record.kind, body))
+        if sequences is not None:
+            sequences.replay(record.kind, body)
         if record.kind == SNAPSHOT:
             _apply_snapshot(book, body, now_s)
         elif record.kind == "hold":
@@ -65,6 +72,16 @@ def rebuild(book: Book, records: Iterable[Record], now_s: int) -> int:
         elif record.kind == "control" and body["action"] == "grant":
             book.grant(Grant(**body["grant"]), now_s)
     return len(book.holds)
+
+
+def _told_s(kind: str, body: dict[str, Any]) -> int:
+    """The time that the book had when a record was made, or 0.
+
+    A clock that was set back before the restart must not open windows again that the old book had left.
+    """
+    if kind == SNAPSHOT:
+        return int(body.get("now_s", 0))
+    return int(body["ts_us"]) // MILLION if kind in ("hold", "usage") else 0
 
 
 def restore_spent(book: Book, charges: Iterable[Charge], now_s: int) -> None:
@@ -96,7 +113,10 @@ def _apply_hold(book: Book, body: dict[str, Any], now_s: int) -> None:
 
 def _apply_usage(book: Book, body: dict[str, Any], now_s: int) -> None:
     hold_id = body.get("hold_id")
-    if hold_id in book.holds:
+    if body["status"] == ADJUSTED:
+        # What a correction changes of the counters, where that is not what it changes of the ledger's sums.
+        book.adjust((Charge(*charge) for charge in body.get("counters", body["charges"])), now_s)
+    elif hold_id in book.holds:
         state = State.EXPIRED if body["status"] == "expired" else State.SETTLED
         book.restore_end(hold_id, state, (Charge(*charge) for charge in body["charges"]), now_s)
 

@@ -1,12 +1,20 @@
-"""Reports: the questions that people ask a ledger most, as SQL built from fixed parts only."""
+"""Reports: the questions that people ask a ledger most, as SQL built from fixed parts only.
+
+Where the rollups know what is asked they are read instead of `usage`: whole days, then whole hours, then minutes.
+"""
 
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+from ledger.rollups import DIMENSIONS as ROLLED_UP
+from ledger.rollups import SUMS
+from ledger.tables import ADJUSTED
+
 DEFAULT_SINCE = "7d"
 ROWS_MAX = 1_000
+LIMIT_MAX = 100_000
 _AGO = re.compile(r"([1-9][0-9]{0,5})([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -22,8 +30,10 @@ DIMENSIONS = {
     "hour": "toStartOfHour(ts)",
 }
 
+# `rows` is 1 in each row of `usage`, and how many were added up in each row of a rollup. What corrects a row is no
+# request of its own.
 _MEASURES = {
-    "requests": "countIf(status != 'refused')",
+    "requests": f"sumIf(rows, status NOT IN ('refused', '{ADJUSTED}'))",
     "input_tokens": "sum(input_tokens)",
     "cached_input_tokens": "sum(cached_input_tokens)",
     "output_tokens": "sum(output_tokens)",
@@ -35,10 +45,16 @@ _MEASURES = {
     "kv_block_s": "toDecimalString(toDecimal128(sum(kv_block_us), 6) / 1000000, 6)",
     "queue_s": "toDecimalString(toDecimal128(sum(queue_us), 6) / 1000000, 6)",
     "energy_j": "toDecimalString(toDecimal128(sum(energy_uj), 6) / 1000000, 6)",
-    "refused": "count()",
+    "refused": "sum(rows)",
     "first": "toString(min(ts))",
     "last": "toString(max(ts))",
 }
+
+
+_ROLLED_UP_MEASURES = _MEASURES.keys() - {"first", "last"}
+_HOUR_S = 3_600
+_DAY_S = 86_400
+_END_S = (1 << 32) - 1  # the last second that a DateTime holds
 
 
 class BadReport(ValueError):
@@ -87,42 +103,70 @@ KINDS = {
 
 
 def report(
-    kind: str, *, group_by: Sequence[str] = (), since: str = DEFAULT_SINCE, now: datetime | None = None
+    kind: str,
+    *,
+    group_by: Sequence[str] = (),
+    since: str = DEFAULT_SINCE,
+    now: datetime | None = None,
+    limit: int = ROWS_MAX,
 ) -> Report:
     """One of `spend`, `cache`, `gpu`, `denials` over the usage rows since a time; BadReport.
 
-    `since` is `90m`, `24h`, `7d`, `2w` ago or an ISO date or time (UTC unless it says otherwise). Money is in USD with
-    all nine decimals. At most ROWS_MAX rows, the largest first, or in the order of time when grouped by it.
+    `since` is `90m`, `24h`, `7d`, `2w` ago or an ISO date or time (UTC unless it says otherwise), and the report begins
+    with the minute that it is in. Money is in USD with all nine decimals. The largest rows come first, or in the order
+    of time when grouped by it, and one more than `limit`, which shows that there are more.
     """
     if kind not in KINDS:
         raise BadReport(f"no report {kind!r}; there are {', '.join(KINDS)}")
+    if not 1 <= limit <= LIMIT_MAX:
+        raise BadReport(f"cannot print {limit} rows: ask for 1 to {LIMIT_MAX}")
     spec = KINDS[kind]
     names = tuple(group_by) or spec.group_by
     unknown = [name for name in names if name not in DIMENSIONS]
     if unknown or len(set(names)) != len(names):
         raise BadReport(f"cannot group by {', '.join(unknown or names)}; group once by any of {', '.join(DIMENSIONS)}")
-    start = _start(since, now or datetime.now(UTC))
-    start_us = int(start.timestamp()) * 1_000_000
+    start = moment(since, now or datetime.now(UTC)).replace(second=0, microsecond=0)
     keys = [f"{DIMENSIONS[name]} AS `{name}_`" for name in names]
     values = [f"{_MEASURES[name]} AS `{name}_`" for name in spec.measures]
     groups = ", ".join(f"`{name}_`" for name in names)
     order = ", ".join([*(f"`{name}_`" for name in names if name in ("day", "hour")), spec.order])
     inner = (
-        f"SELECT {', '.join(keys + values)} FROM usage "  # noqa: S608 every part is a constant of this file or an int
-        f"WHERE ts >= fromUnixTimestamp64Micro({start_us}, 'UTC') AND {spec.where} "
-        f"GROUP BY {groups} ORDER BY {order} LIMIT {ROWS_MAX}"
+        f"SELECT {', '.join(keys + values)} FROM ({_source(spec, names, start)}) "  # noqa: S608 every part is a constant of this file or an int
+        f"WHERE {spec.where} GROUP BY {groups} ORDER BY {order} LIMIT {limit + 1}"
     )
     columns = names + spec.measures
     title = f"{spec.title} by {', '.join(names)} since {start:%Y-%m-%d %H:%M} UTC"
     return Report(title, columns, f"SELECT {', '.join(f'`{name}_` AS `{name}`' for name in columns)} FROM ({inner})")  # noqa: S608 as above
 
 
-def _start(since: str, now: datetime) -> datetime:
-    ago = _AGO.fullmatch(since)
+def _source(spec: _Kind, names: Sequence[str], start: datetime) -> str:
+    """The rows since `start` to be added up: those of `usage`, or of the rollups where these have all that is asked."""
+    rolled_up = {*ROLLED_UP, "day", "hour"}
+    start_s = int(start.timestamp())
+    if not (rolled_up.issuperset(names) and _ROLLED_UP_MEASURES.issuperset(spec.measures)):
+        return f"SELECT *, toInt64(1) AS rows FROM usage WHERE ts >= toDateTime64({start_s}, 6, 'UTC')"  # noqa: S608 as below
+    hour_s, day_s = -(-start_s // _HOUR_S) * _HOUR_S, -(-start_s // _DAY_S) * _DAY_S
+    minutes = _span("usage_by_minute", start_s, hour_s)
+    if "hour" in names:
+        return f"{minutes} UNION ALL {_span('usage_by_hour', hour_s, _END_S)}"
+    hours = _span("usage_by_hour", hour_s, day_s)
+    return f"{minutes} UNION ALL {hours} UNION ALL {_span('usage_by_day', day_s, _END_S)}"
+
+
+def _span(table: str, begin_s: int, end_s: int) -> str:
+    columns = ", ".join((*ROLLED_UP, "rows", *SUMS))
+    return (
+        f"SELECT time AS ts, {columns} FROM {table} WHERE time >= toDateTime({begin_s}) AND time < toDateTime({end_s})"  # noqa: S608 as above
+    )
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """The time that `90m`, `24h`, `7d`, `2w` ago or an ISO date or time means, in UTC; BadReport."""
+    ago = _AGO.fullmatch(text)
     try:
         if ago is not None:
             return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        start = datetime.fromisoformat(since)
+        start = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
-        raise BadReport(f"cannot read since={since!r}: write 24h, 7d or a date such as 2026-01-31") from None
+        raise BadReport(f"cannot read the time {text!r}: write 24h, 7d or a date such as 2026-01-31") from None
     return start.astimezone(UTC) if start.tzinfo is not None else start.replace(tzinfo=UTC)

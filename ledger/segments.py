@@ -1,12 +1,13 @@
 """Segments: the files of a journal, read in order with every hash checked, also while they are being written."""
 
 import json
-import os
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
+from ledger.disk import SECTOR_BYTES, SYSTEM, Disk
 from ledger.records import (
     GENESIS_SHA256,
     HEADER,
@@ -27,6 +28,7 @@ _BATCH_RECORDS = 10_000
 _BATCH_BYTES = 8 << 20
 # Two NULs stand in every length of a record; a run this long was a block that a power loss kept from the disk.
 _LOST_WRITE = re.compile(rb"\0{8}")
+_NULS = re.compile(rb"\0+")
 
 
 class Place(NamedTuple):
@@ -52,10 +54,10 @@ def first_seq(path: Path) -> int:
     return int(path.stem)
 
 
-def segment_paths(directory: Path) -> list[Path]:
+def segment_paths(directory: Path, disk: Disk = SYSTEM) -> list[Path]:
     """All segments of a journal, oldest first; none when the directory does not exist."""
     try:
-        names = os.listdir(directory)
+        names = disk.names(directory)
     except FileNotFoundError:
         return []
     return [directory / name for name in sorted(names) if name.endswith(_SUFFIX) and len(name) == _NAME_DIGITS + 4]
@@ -67,15 +69,29 @@ class Cursor:
     `seq` and `sha256` are those of the last record passed, `segment` and `offset` where the next one begins.
     """
 
-    def __init__(self, directory: Path, after_seq: int = 0, *, segment: Path | None = None) -> None:
-        """Stands behind `after_seq` or before the oldest record still kept; given a `segment`, before its first."""
+    def __init__(
+        self,
+        directory: Path,
+        after_seq: int = 0,
+        *,
+        segment: Path | None = None,
+        disk: Disk = SYSTEM,
+        follows: bool = True,
+    ) -> None:
+        """Stands behind `after_seq` or before the oldest record still kept; given a `segment`, before its first.
+
+        One that does not follow stays in its segment.
+        """
         self.directory = directory
+        self._disk = disk
+        self._follows = follows
         self.segment: Path | None = None
         self.offset = 0
         self.seq = 0
         self.sha256 = GENESIS_SHA256
         self._anchored = False
         self._fd = -1
+        self._is_named = False
         self._chunk = b""
         self._chunk_at = 0
         self._seek_after = after_seq
@@ -85,11 +101,12 @@ class Cursor:
             self._find_segment()
 
     def _find_segment(self) -> None:
-        paths = segment_paths(self.directory)
+        paths = segment_paths(self.directory, self._disk)
         if not paths:
             return
-        below = [path for path in paths if first_seq(path) <= self._seek_after + 1]
-        self._enter(below[-1] if below else paths[0])
+        # The one that holds the record, although the next may begin right behind it: its hash is to be known.
+        holding = [path for path in paths if first_seq(path) <= self._seek_after]
+        self._enter(holding[-1] if holding else paths[0])
         while self.seq < self._seek_after and self.take(self._seek_after - self.seq, _BATCH_BYTES):
             pass
 
@@ -118,9 +135,9 @@ class Cursor:
         return Place(self.segment, self.offset, self.seq, self.sha256) if self.segment is not None else None
 
     @classmethod
-    def at(cls, directory: Path, place: Place) -> "Cursor":
+    def at(cls, directory: Path, place: Place, disk: Disk = SYSTEM) -> "Cursor":
         """A cursor that stands where another one stood."""
-        cursor = cls(directory, segment=place.segment)
+        cursor = cls(directory, segment=place.segment, disk=disk)
         _, cursor.offset, cursor.seq, cursor.sha256 = place
         cursor._anchored = place.offset > 0
         return cursor
@@ -132,11 +149,12 @@ class Cursor:
         """
         if self._fd < 0:
             return 0
-        rest = os.pread(self._fd, os.fstat(self._fd).st_size - self.offset, self.offset).rstrip(b"\0")
+        size_bytes = self._disk.size_bytes(self._fd)
+        rest = self._disk.read(self._fd, size_bytes - self.offset, self.offset).rstrip(b"\0")
         claimed_bytes = HEADER_BYTES + int.from_bytes(rest[:LENGTH_BYTES], "little")
         payload = rest[HEADER_BYTES:]
         more_than_one = len(rest) > claimed_bytes or b"\0" in payload
-        if more_than_one and not _LOST_WRITE.search(rest):
+        if more_than_one and not self._is_lost_write(rest, claimed_bytes):
             raise self._damage("is damaged and has records after it")
         if self.offset > 0 and chained(self.sha256, payload) == rest[LENGTH_BYTES:HEADER_BYTES]:
             raise self._damage("is whole, but its length was changed")
@@ -144,39 +162,83 @@ class Cursor:
 
     def sync(self) -> None:
         """Makes durable all that has been read, whoever wrote it."""
-        if self._fd >= 0:
-            os.fdatasync(self._fd)
+        if self._fd < 0 or self.segment is None:
+            return
+        try:
+            self._disk.sync(self._fd)
+        except OSError:
+            store_again(self._disk, self.segment, self.offset)
+            raise
+        if not self._is_named:
+            # A segment whose name is lost is lost with all that was read of it.
+            self._disk.sync_directory(self.directory)
+            self._is_named = True
 
     def close(self) -> None:
         """Closes the file."""
         if self._fd >= 0:
-            os.close(self._fd)
+            self._disk.close(self._fd)
             self._fd = -1
 
     def _enter(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDONLY)
-        if self._fd >= 0:
-            # A record taken before the move may still be on its way to the disk: sync() knows only the new file.
-            os.fdatasync(self._fd)
+        fd = self._disk.open(path)
         self.close()
         self._fd, self.segment, self.offset = fd, path, 0
+        self._is_named = False
         self.seq = first_seq(path) - 1
         self._chunk, self._chunk_at = b"", 0
 
     def _follow(self) -> bool:
         """Moves to the next segment when there is one; CorruptJournal when records between are missing."""
         assert self.segment is not None
+        if not self._follows:
+            return False
         after = segment_path(self.directory, self.seq + 1)
-        if after != self.segment and after.exists():
+        paths = segment_paths(self.directory, self._disk)
+        if paths[-1:] <= [self.segment]:
+            return False
+        if after == paths[-1] and not self._has_begun(after):
+            return False
+        if after in paths and after != self.segment:
             self._enter(after)
             return True
-        if segment_paths(self.directory)[-1:] > [self.segment]:
-            # Rotation may have happened since the last look: only a second look that still ends here means loss.
-            self._chunk = b""
-            if self._next_exists() or after.exists():
-                return True
-            raise CorruptJournal(self.segment, self.offset, self.seq + 1, "is missing, but later segments exist")
-        return False
+        # Rotation may have happened since the last look: only a second look that still ends here means loss.
+        self._chunk = b""
+        if self._next_exists() or after in segment_paths(self.directory, self._disk):
+            return True
+        raise CorruptJournal(self.segment, self.offset, self.seq + 1, "is missing, but later segments exist")
+
+    def _has_begun(self, path: Path) -> bool:
+        """Whether a segment has its snapshot: a writer that is killed before takes it away again."""
+        ahead = Cursor(self.directory, segment=path, disk=self._disk, follows=False)
+        try:
+            return bool(ahead.take(1, 1))
+        finally:
+            ahead.close()
+
+    def _is_lost_write(self, rest: bytes, claimed_bytes: int) -> bool:
+        """Whether a part of the record that `rest` begins with never reached the disk, as after a power loss.
+
+        Disks write whole sectors, so such a part is of NULs and ends where a sector does.
+        """
+        if _LOST_WRITE.search(rest) or self._is_lost_header(rest):
+            return True
+        frame = rest[:claimed_bytes]
+        if self.offset == 0 and frame.endswith(b"\0"):
+            # A kill ended the copying of the snapshot, which is stored after the record behind it.
+            return True
+        return any((self.offset + lost.end()) % SECTOR_BYTES == 0 for lost in _NULS.finditer(frame, HEADER_BYTES))
+
+    def _is_lost_header(self, frame: bytes) -> bool:
+        """Whether a header that does not fit its payload lacks only what never reached the disk."""
+        in_sector = SECTOR_BYTES - self.offset % SECTOR_BYTES
+        if not any(frame[: min(in_sector, LENGTH_BYTES)]):
+            return True
+        if self.offset == 0 or in_sector >= HEADER_BYTES:
+            return False
+        length, stored = HEADER.unpack_from(frame.ljust(HEADER_BYTES, b"\0"))
+        wanted = chained(self.sha256, frame[HEADER_BYTES : HEADER_BYTES + length])
+        return all(byte in (0, right) for byte, right in zip(stored, wanted, strict=True))
 
     def _next_exists(self) -> bool:
         try:
@@ -191,7 +253,7 @@ class Cursor:
             record = None
         if record is None:
             # The chunk may be older than the writer's last write: look once more before believing it.
-            if not os.pread(self._fd, LENGTH_BYTES, self.offset).strip(b"\0"):
+            if not self._disk.read(self._fd, LENGTH_BYTES, self.offset).strip(b"\0"):
                 return None
             self._chunk = b""
             try:
@@ -231,7 +293,7 @@ class Cursor:
     def _slice(self, size: int) -> bytes:
         at = self.offset - self._chunk_at
         if at < 0 or at + size > len(self._chunk):
-            self._chunk = os.pread(self._fd, max(CHUNK_BYTES, size), self.offset)
+            self._chunk = self._disk.read(self._fd, max(CHUNK_BYTES, size), self.offset)
             self._chunk_at = self.offset
             at = 0
         if at + size > len(self._chunk):
@@ -253,7 +315,7 @@ class Cursor:
         if self.offset == 0:
             previous = self._head_previous(payload)
         if chained(previous, payload) != sha256:
-            if b"\0" in payload:
+            if b"\0" in payload or self._is_lost_header(frame):
                 raise _Incomplete
             raise self._damage("does not match its hash")
         try:
@@ -283,20 +345,40 @@ class Cursor:
         return CorruptJournal(self.segment, self.offset, self.seq + 1, why)
 
 
-def read(directory: Path, after_seq: int = 0) -> Iterator[Record]:
+def store_again(disk: Disk, path: Path, size_bytes: int) -> None:
+    """Has the beginning of a segment, which nobody changes any more, written with the next fsync.
+
+    After one that failed, the system takes what it did not write for written, and the next one would not tell.
+    """
+    fd = disk.open_writable(path)
+    try:
+        pages = disk.map(fd, disk.size_bytes(fd))
+        pages[0:size_bytes] = pages[0:size_bytes]
+        pages.close()
+    finally:
+        disk.close(fd)
+
+
+def read(directory: Path, after_seq: int = 0, disk: Disk = SYSTEM) -> Iterator[Record]:
     """Every kept record behind `after_seq`, verified; CorruptJournal on damage in the middle."""
-    cursor = Cursor(directory, after_seq)
+    cursor = Cursor(directory, after_seq, disk=disk)
     yield from _rest(cursor)
 
 
-def replay_from_snapshot(directory: Path) -> Iterator[Record]:
-    """The last snapshot record and all that follow it: what a book is rebuilt from."""
-    for path in reversed(segment_paths(directory)):
-        cursor = Cursor(directory, segment=path)
+def replay_from_snapshot(directory: Path, disk: Disk = SYSTEM) -> Iterator[Record]:
+    """The last snapshot and all records that follow it: what a book is rebuilt from.
+
+    A snapshot with nothing behind it is not one yet, unless it is the first: it may tell what the record lost behind it
+    would have said.
+    """
+    paths = segment_paths(directory, disk)
+    for path in reversed(paths):
+        cursor = Cursor(directory, segment=path, disk=disk)
         head = cursor.take(1, 1)
-        if head:
-            yield head[0]
-            yield from _rest(cursor)
+        following = cursor.take(1, 1) if head else []
+        if following or (head and path == paths[0]):
+            yield from (*head, *following)
+            yield from takewhile(lambda record: record.kind != SNAPSHOT, _rest(cursor))
             return
         cursor.close()
 

@@ -1,31 +1,35 @@
 """The ledger over ClickHouse's HTTP interface, read-only: a plain ASGI application."""
 
 import asyncio
-import base64
-import binascii
-import hmac
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl
 
 import orjson
 
+from ledger.access import Access, Keys
+from ledger.notary import Notary
+from ledger.questions import BadRequest, Spoken
+from ledger.readers import RUNNING_MAX, QueryFailed, Question, Readers
 from ledger.shipper import Shipper
-from ledger.store import QueryFailed, Store, StoreBusy
+from ledger.stores import AnyStore
+from ledger.streams import Meta, Send, Stream
+from ledger.turns import Busy, Turns
 
 T = TypeVar("T")
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 BODY_BYTES_MAX = 1 << 20
-THREADS = 4
-WAITING_MAX = 32
+BODY_TIMEOUT_S = 30.0
 FLUSH_TIMEOUT_S_MAX = 60.0
+_THREADS = 4
 _CODE_AUTHENTICATION = 516
+_CODE_ACCESS_DENIED = 497
 _CODE_TOO_MANY_QUERIES = 202
-_TOO_MANY = f"Code: {_CODE_TOO_MANY_QUERIES}. DB::Exception: too many queries; try again. (TOO_MANY_QUERIES)"
+_TEXT = b"text/plain; charset=UTF-8"
+_ALIVE = frozenset({"/ping", "/replicas_status"})
+_NO_SUCH_PAGE = "There is no such page. Ask GET /ping, GET or POST /?query=, GET /status, POST /flush."
 # ClickHouse's numbers for why a query failed, and the HTTP statuses that its own server gives them.
 _STATUS_BY_CODE = {
     47: 404,  # UNKNOWN_IDENTIFIER
@@ -35,7 +39,7 @@ _STATUS_BY_CODE = {
     164: 403,  # READONLY
     _CODE_TOO_MANY_QUERIES: 503,
     241: 500,  # MEMORY_LIMIT_EXCEEDED
-    497: 403,  # ACCESS_DENIED
+    _CODE_ACCESS_DENIED: 403,
     _CODE_AUTHENTICATION: 401,
 }
 
@@ -49,137 +53,141 @@ class _Answer(Exception):
         self.text = text
         self.code = code
 
+    @classmethod
+    def of(cls, message: str, code: int, name: str) -> "_Answer":
+        """An error in the words of ClickHouse."""
+        return cls(_STATUS_BY_CODE.get(code, 400), f"Code: {code}. DB::Exception: {message}. ({name})", code)
+
 
 class LedgerServer:
-    """The application: `/ping` for anyone; queries, `/status` and `/flush` for whoever has the token."""
+    """The application: `/ping` for anyone, queries for who has a key, `/status` and `/flush` for the home's token."""
 
-    def __init__(self, store: Store, shipper: Shipper, token: str) -> None:
+    def __init__(self, store: AnyStore, shipper: Shipper, keys: Keys, notary: Notary) -> None:
         self._store = store
+        self._readers = Readers(store)
         self._shipper = shipper
-        self._token = token.encode()
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="query")
-        self._waiting = 0
+        self._notary = notary
+        self._keys = keys
+        self._turns = Turns(RUNNING_MAX)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ledger")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         assert scope["type"] == "http"
-        headers: list[tuple[bytes, bytes]] = []
         try:
-            status, body, kind = await self._answer(scope, receive)
+            await self._answer(scope, receive, send)
         except _Answer as answer:
-            status, body, kind = answer.status, answer.text.encode() + b"\n", b"text/plain; charset=UTF-8"
-            if answer.code:
-                headers.append((b"x-clickhouse-exception-code", str(answer.code).encode()))
-        headers += [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+            await _send_error(send, answer)
+        except (BadRequest, QueryFailed) as error:
+            await _send_error(send, _Answer(_STATUS_BY_CODE.get(error.code, 400), str(error), error.code))
+        except Busy:
+            busy = _Answer.of("too many queries; try again", _CODE_TOO_MANY_QUERIES, "TOO_MANY_SIMULTANEOUS_QUERIES")
+            await _send_error(send, busy)
 
     def close(self) -> None:
         """Waits for queries under way and ends their threads."""
+        self._readers.close()
         self._threads.shutdown()
 
-    async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, bytes, bytes]:
-        route = (scope["method"], scope["path"])
-        if route == ("GET", "/ping"):
-            return 200, b"Ok.\n", b"text/plain; charset=UTF-8"
-        parameters = _parameters(scope["query_string"])
-        self._authenticate(scope["headers"], parameters)
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        route = (method, scope["path"])
+        if method == "GET" and scope["path"] in _ALIVE:
+            return await _send(send, 200, b"Ok.\n", _TEXT)
+        spoken = Spoken.of(scope["query_string"], scope["headers"])
+        access = self._keys.find(spoken.secrets())
+        if access is None:
+            raise _Answer.of("wrong or missing key", _CODE_AUTHENTICATION, "AUTHENTICATION_FAILED")
         if route in (("GET", "/"), ("POST", "/")):
-            sql = await _statement(parameters, receive)
-            return 200, await self._query(sql, parameters), b"text/plain; charset=UTF-8"
-        if route == ("GET", "/status"):
-            return 200, orjson.dumps(await self._in_thread(self._status)), b"application/json"
+            question = spoken.question(await _body(receive))
+            if question is None and method == "GET":
+                return await _send(send, 200, b"Ok.\n", _TEXT)
+            if question is None:
+                raise _Answer.of("there is no statement", 62, "SYNTAX_ERROR")
+            return await self._query(question, spoken, access, receive, send)
+        if route not in (("GET", "/status"), ("POST", "/flush")):
+            raise _Answer(404, _NO_SUCH_PAGE)
+        if not access.is_home:
+            raise _Answer.of("only the home's own token opens this", _CODE_ACCESS_DENIED, "ACCESS_DENIED")
+        flushed = True
         if route == ("POST", "/flush"):
-            timeout_s = _timeout_s(parameters.get("timeout_s", ""))
+            timeout_s = _timeout_s(spoken.fields.get("timeout_s", ""))
             flushed = await self._in_thread(lambda: self._shipper.flush(timeout_s))
-            status = await self._in_thread(self._status)
-            return (200 if flushed else 504), orjson.dumps(status), b"application/json"
-        raise _Answer(404, "There is no such page. Ask GET /ping, GET or POST /?query=, GET /status, POST /flush.")
+        status = orjson.dumps(await self._in_thread(self._status))
+        return await _send(send, 200 if flushed else 504, status, b"application/json")
 
-    def _authenticate(self, headers: Iterable[tuple[bytes, bytes]], parameters: dict[str, str]) -> None:
-        given = [parameters.get("password", "").encode(), *_credentials(headers)]
-        # Every one is compared, and each in constant time.
-        matches = [hmac.compare_digest(candidate, self._token) for candidate in given]
-        if not any(matches):
-            message = f"Code: {_CODE_AUTHENTICATION}. DB::Exception: wrong or missing token. (AUTHENTICATION_FAILED)"
-            raise _Answer(401, message, _CODE_AUTHENTICATION)
-
-    async def _query(self, sql: str, parameters: dict[str, str]) -> bytes:
-        default_format = parameters.get("default_format", "TabSeparated")
-        if not default_format.isidentifier():
-            raise _Answer(400, "Code: 73. DB::Exception: Unknown format. (UNKNOWN_FORMAT)", 73)
-        bound = {name.removeprefix("param_"): value for name, value in parameters.items() if name.startswith("param_")}
-        try:
-            return await self._in_thread(lambda: self._store.query(sql, default_format, bound))
-        except QueryFailed as error:
-            raise _Answer(_STATUS_BY_CODE.get(error.code, 400), str(error), error.code) from error
+    async def _query(self, question: Question, spoken: Spoken, access: Access, receive: Receive, send: Send) -> None:
+        async with self._turns.turn(access):
+            running = await self._in_thread(lambda: self._readers.start(question, access))
+            stream = Stream(running, Meta(spoken.query_id(), self._readers.timezone, spoken.encoding()))
+            answering = asyncio.ensure_future(stream.answer(send))
+            leaving = asyncio.ensure_future(_left(receive))
+            try:
+                await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+                if answering.done():
+                    answering.result()
+            except TimeoutError:
+                # The client takes nothing: its response stays without an end, and the connection is closed.
+                return
+            finally:
+                for task in (answering, leaving):
+                    task.cancel()
+                await asyncio.wait((answering, leaving))
+                self._readers.leave(running)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        if self._waiting >= WAITING_MAX:
-            raise _Answer(503, _TOO_MANY, _CODE_TOO_MANY_QUERIES)
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        except StoreBusy as error:
-            raise _Answer(503, _TOO_MANY, _CODE_TOO_MANY_QUERIES) from error
-        finally:
-            self._waiting -= 1
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _status(self) -> dict[str, Any]:
-        lag_rows, lag_s = self._shipper.lag()
+        lag = self._shipper.lag()
         return {
-            "lag_rows": lag_rows,
-            "lag_s": round(lag_s, 3),
+            "lag_rows": sum(one.rows for one in lag.values()),
+            "lag_s": round(max((one.age_s for one in lag.values()), default=0.0), 3),
+            "lag": {writer: {"rows": one.rows, "age_s": round(one.age_s, 3)} for writer, one in lag.items()},
             "shipped": self._shipper.shipped(),
             "stalled": self._shipper.stalled(),
             "rows": self._store.row_counts(),
+            "checkpoints": self._notary.status(),
         }
 
 
-def _parameters(query_string: bytes) -> dict[str, str]:
-    try:
-        return dict(parse_qsl(query_string.decode(), keep_blank_values=True, max_num_fields=100))
-    except ValueError as error:
-        raise _Answer(400, f"The query string cannot be read: {error}") from error
+async def _left(receive: Receive) -> None:
+    """Waits until the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
-def _credentials(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
-    """Every token that the headers offer, in the three ways that ClickHouse's clients know."""
-    offered = []
-    for name, value in headers:
-        scheme, _, rest = value.partition(b" ")
-        if name == b"x-clickhouse-key":
-            offered.append(value)
-        elif name == b"authorization" and scheme.lower() == b"bearer":
-            offered.append(rest.strip())
-        elif name == b"authorization" and scheme.lower() == b"basic":
-            try:
-                offered.append(base64.b64decode(rest, validate=True).partition(b":")[2])
-            except binascii.Error:
-                # What is not base64 holds no token; the answer is the same 401.
-                offered.append(b"")
-    return offered
+async def _send(
+    send: Send, status: int, body: bytes, kind: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()
+) -> None:
+    headers = ((b"content-type", kind), (b"content-length", str(len(body)).encode()), *headers)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
-async def _statement(parameters: dict[str, str], receive: Receive) -> str:
-    """The SQL: the `query` parameter, then the body."""
+async def _send_error(send: Send, answer: _Answer) -> None:
+    headers = [(b"x-clickhouse-exception-code", str(answer.code).encode())] if answer.code else []
+    if answer.code == _CODE_AUTHENTICATION:
+        headers.append((b"www-authenticate", b'Basic realm="ClickHouse server HTTP API"'))
+    await _send(send, answer.status, answer.text.encode() + b"\n", _TEXT, tuple(headers))
+
+
+async def _body(receive: Receive) -> bytes:
+    """The request's body, bounded in size and time."""
     chunks, size, more = [], 0, True
-    while more:
-        message = await receive()
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > BODY_BYTES_MAX:
-            raise _Answer(413, f"The statement is over the limit of {BODY_BYTES_MAX} bytes.")
-        chunks.append(chunk)
-        more = message.get("more_body", False)
     try:
-        body = b"".join(chunks).decode()
-    except UnicodeDecodeError as error:
-        raise _Answer(400, "Code: 62. DB::Exception: the statement is not UTF-8. (SYNTAX_ERROR)", 62) from error
-    sql = "\n".join(part for part in (parameters.get("query", ""), body) if part)
-    if not sql.strip():
-        raise _Answer(400, "Code: 62. DB::Exception: there is no statement. (SYNTAX_ERROR)", 62)
-    return sql
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            while more:
+                message = await receive()
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > BODY_BYTES_MAX:
+                    raise _Answer(413, f"The statement is over the limit of {BODY_BYTES_MAX} bytes.")
+                chunks.append(chunk)
+                more = message.get("more_body", False)
+    except TimeoutError:
+        raise _Answer(408, f"The statement did not come within {BODY_TIMEOUT_S:.0f} s.") from None
+    return b"".join(chunks)
 
 
 def _timeout_s(text: str) -> float:

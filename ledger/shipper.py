@@ -1,27 +1,37 @@
 """The shipper: carries records from the journals into the store, each exactly once, and lets old segments go."""
 
 import logging
+import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 
-from ledger.batch import Batch, freeze
+from domain.ids import uuid7
+from ledger.batch import Batch, lines, token_of
+from ledger.destination import Destination, InsertFailed, StoreAway
+from ledger.disk import SYSTEM, Disk
+from ledger.mending import mend
 from ledger.records import CorruptJournal
 from ledger.segments import Cursor, Place, first_seq, segment_paths
-from ledger.store import InsertFailed, Store
-from ledger.tables import EVENTS, IN_ORDER
+from ledger.tables import EVENTS, IN_ORDER, Table
 
-BATCH_ROWS_MAX = 10_000
-BATCH_BYTES_MAX = 32 << 20
-BATCH_AGE_S = 2.0  # an insert has a price of its own, about 20 ms of CPU for a batch of one row
+BATCH_ROWS_MAX = 50_000
+BATCH_BYTES_MAX = 64 << 20
+BATCH_AGE_S = 5.0  # a round has a price of its own, about 50 ms of CPU for one request with its rollups
 RETENTION_S = 7 * 86_400
-RETRY_S = 5.0
+RETRY_S_MIN = 0.5
+RETRY_S_MAX = 30.0
 LAG_ROWS_MAX = 100_000
 _LAG_BYTES_MAX = 64 << 20
+_FAILURES_MAX = 10
+_SPLIT_MIN = 2
 
 _log = logging.getLogger("ledger.shipper")
 
@@ -32,11 +42,21 @@ class _Route:
 
     directory: Path
     cursor: Cursor | None = None
+    opening: str = ""
     watermarks: dict[str, int] = field(default_factory=dict)
-    pending: Batch | None = None
+    pending: list[Batch] = field(default_factory=list)
     shipped_place: Place | None = None
     stalled: str = ""
+    failures: int = 0
     retry_at_s: float = 0.0
+    is_mended: bool = False
+
+
+class Lag(NamedTuple):
+    """How many records of a writer are not in the store yet (counted up to a bound), and the age of the oldest."""
+
+    rows: int
+    age_s: float
 
 
 class JournalReplaced(Exception):
@@ -47,12 +67,32 @@ class Shipper:
     """Tails every `journals/*/`. `run` is a loop for one thread; the rest may be called from any thread."""
 
     def __init__(
-        self, journals: Path, store: Store, *, batch_age_s: float = BATCH_AGE_S, retention_s: float = RETENTION_S
+        self,
+        journals: Path,
+        store: Destination,
+        *,
+        batch_age_s: float = BATCH_AGE_S,
+        retention_s: float = RETENTION_S,
+        sealed: Callable[[Batch], None] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+        chance: Callable[[], float] = random.random,
+        disk: Disk = SYSTEM,
     ) -> None:
+        """`sealed` is called in `round`'s thread with each batch, in order, once all tables have it.
+
+        After a restart the batches that are in the store already are not told again. `monotonic` and `now` are the
+        clocks, in seconds; `chance`, from 0 to 1, spreads retries.
+        """
         self._journals = journals
         self._store = store
         self._batch_age_s = batch_age_s
         self._retention_s = retention_s
+        self._sealed = sealed
+        self._monotonic = monotonic
+        self._now = now
+        self._chance = chance
+        self._disk = disk
         self._routes: dict[str, _Route] = {}
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -90,15 +130,14 @@ class Shipper:
         """The writers whose records cannot be shipped, and why."""
         return {name: route.stalled for name, route in list(self._routes.items()) if route.stalled}
 
-    def lag(self) -> tuple[int, float]:
-        """How many records are not in the store yet (counted up to a bound), and the age in seconds of the oldest."""
-        rows, oldest_us = 0, 0
+    def lag(self) -> dict[str, Lag]:
+        """How far the store is behind the journal of each writer."""
+        found = {}
         for directory in self._directories():
             route = self._routes.get(directory.name)
-            behind, ts_us = _behind(directory, route.shipped_place if route is not None else None)
-            rows += behind
-            oldest_us = min(filter(None, (oldest_us, ts_us)), default=0)
-        return rows, max(0.0, time.time() - oldest_us / 1e6) if oldest_us else 0.0
+            rows, ts_us = _behind(directory, route.shipped_place if route is not None else None, self._disk)
+            found[directory.name] = Lag(rows, max(0.0, self._now() - ts_us / 1e6) if rows else 0.0)
+        return found
 
     def round(self) -> None:
         """Ships what every journal holds, batch by batch."""
@@ -107,16 +146,14 @@ class Shipper:
             this_round = self._rounds_begun
         for directory in self._directories():
             route = self._routes.setdefault(directory.name, _Route(directory))
-            if time.monotonic() >= route.retry_at_s:
+            if self._monotonic() >= route.retry_at_s:
                 self._ship_route(route)
         with self._rounds:
             self._rounds_done = this_round
             self._rounds.notify_all()
 
     def _directories(self) -> list[Path]:
-        if not self._journals.is_dir():
-            return []
-        return sorted(path for path in self._journals.iterdir() if path.is_dir())
+        return self._disk.directories(self._journals)
 
     def _ship_route(self, route: _Route) -> None:
         try:
@@ -125,24 +162,34 @@ class Shipper:
             while self._ship_batch(route):
                 pass
             self._retire(route)
-        except (CorruptJournal, JournalReplaced, InsertFailed, OSError) as error:
-            if route.stalled != str(error):
-                _log.error("the journal %s is not shipped: %s", route.directory.name, error)
-            route.stalled = str(error)
-            route.retry_at_s = time.monotonic() + RETRY_S
-            if route.pending is None and route.cursor is not None:
-                route.cursor.close()
-                route.cursor = None
+        except (CorruptJournal, JournalReplaced, InsertFailed, StoreAway, OSError) as error:
+            self._stall(route, str(error))
         else:
-            route.stalled = ""
+            route.stalled, route.failures = "", 0
+
+    def _stall(self, route: _Route, why: str) -> None:
+        """Leaves a route for a while, each time longer; a batch that was begun stays, to be sent as it was."""
+        if route.stalled != why:
+            _log.error("the journal %s is not shipped: %s", route.directory.name, why)
+        route.stalled = why
+        wait_s = min(RETRY_S_MIN * 2**route.failures, RETRY_S_MAX)
+        route.failures = min(route.failures + 1, _FAILURES_MAX)
+        route.retry_at_s = self._monotonic() + wait_s * (0.5 + self._chance() / 2)
+        if not route.pending and route.cursor is not None:
+            route.cursor.close()
+            route.cursor = None
 
     def _open(self, route: _Route) -> None:
         """Stands the cursor where the store ends, after seeing that store and journal tell the same story."""
         writer = route.directory.name
+        if not route.is_mended:
+            self._store.settle(writer)
+        route.opening = uuid7()
         route.watermarks = self._store.watermarks(writer)
         after = route.watermarks[EVENTS.name]
-        cursor = Cursor(route.directory, after)
-        kept_from = first_seq(segment_paths(route.directory)[0]) if cursor.segment is not None else after + 1
+        cursor = Cursor(route.directory, after, disk=self._disk)
+        paths = segment_paths(route.directory, self._disk)
+        kept_from = first_seq(paths[0]) if cursor.segment is not None else after + 1
         if after and (cursor.segment is None or cursor.seq != after or kept_from > after + 1):
             cursor.close()
             raise JournalReplaced(f"the store has {after} records, the journal does not join on to them: {_ADVICE}")
@@ -152,15 +199,36 @@ class Shipper:
         if kept_from > after + 1:
             _log.warning("the journal %s begins at record %d: those before are not in this store", writer, kept_from)
         route.cursor, route.shipped_place = cursor, cursor.place()
+        if not route.is_mended:
+            self._mend(route)
+
+    def _mend(self, route: _Route) -> None:
+        """Fills, once for each writer, what was lost of the store since it was shipped."""
+        insert = partial(self._insert_rows, route.opening)
+        for line in mend(self._store, route.directory, self._disk, route.watermarks, insert):
+            _log.warning("%s", line)
+        route.is_mended = True
+
+    def _insert_rows(self, opening: str, table: Table, batch: Batch) -> None:
+        """Inserts all of a batch into one table, in as many parts as it takes."""
+        try:
+            token = token_of(batch.writer, table, batch.records, opening)
+            self._store.insert(table, lines(batch.writer, table, batch.records), token)
+        except InsertFailed as error:
+            if not error.spans_partitions or len(batch.records) < _SPLIT_MIN:
+                raise
+            for half in batch.halves():
+                self._insert_rows(opening, table, half)
 
     def _ship_batch(self, route: _Route) -> bool:
         """Ships one batch, a failed one again first; False when the journal has been seen to its end.
 
-        Whoever writes on while it ships does not keep it from ending: their records wait for the next round.
+        Whoever writes on while it ships does not keep it from ending: their records wait for the next round. A batch
+        over a change of month is cut for good, because what is sent again has to be what was sent.
         """
         assert route.cursor is not None
         more = True
-        if route.pending is None:
+        if not route.pending:
             records = route.cursor.take(BATCH_ROWS_MAX, BATCH_BYTES_MAX)
             if not records:
                 return False
@@ -168,44 +236,49 @@ class Shipper:
             more = len(records) >= BATCH_ROWS_MAX or size_bytes >= BATCH_BYTES_MAX
             # What the store has must never be lost from the journal: its seqs would be given out again.
             route.cursor.sync()
-            route.pending = freeze(route.directory.name, records)
-        self._insert(route, route.pending)
+            route.pending.append(Batch(route.directory.name, tuple(records)))
+        while route.pending:
+            batch = route.pending[0]
+            try:
+                self._insert(route, batch)
+            except InsertFailed as error:
+                if not error.spans_partitions or len(batch.records) < _SPLIT_MIN:
+                    raise
+                route.pending[:1] = batch.halves()
+                continue
+            del route.pending[0]
+            self.rows_total += len(batch.records)
+            if self._sealed is not None:
+                self._sealed(batch)
         route.shipped_place = route.cursor.place()
-        self.rows_total += len(route.pending.lines)
-        route.pending = None
         return more
 
     def _insert(self, route: _Route, batch: Batch) -> None:
-        try:
-            for table, rows, token in batch.inserts(route.watermarks):
-                self._store.insert(table, rows, token)
-                route.watermarks[table.name] = batch.last_seq
-        except InsertFailed as error:
-            if not error.spans_partitions or len(batch.lines) < 2:
-                raise
-            for half in batch.halves():
-                self._insert(route, half)
-            return
+        for table, rows, token in batch.inserts(route.watermarks, route.opening):
+            self._store.insert(table, rows, token)
+            route.watermarks[table.name] = batch.last_seq
         for table in IN_ORDER:
             route.watermarks[table.name] = max(route.watermarks[table.name], batch.last_seq)
 
     def _retire(self, route: _Route) -> None:
         """Deletes segments that are old, in the store, and not needed by the writer to start from."""
         shipped_seq = route.watermarks[EVENTS.name]
-        paths = segment_paths(route.directory)
-        for path, following in pairwise(paths):
-            if first_seq(following) > shipped_seq or time.time() - path.stat().st_mtime < self._retention_s:
+        for path, following in pairwise(segment_paths(route.directory, self._disk)):
+            age_s = self._now() - self._disk.status(path).modified_s
+            if first_seq(following) > shipped_seq or age_s < self._retention_s:
                 return
-            path.unlink()
+            self._disk.unlink(path)
+            # One by one also on the medium: a power loss must not bring an older one back and leave a hole behind it.
+            self._disk.sync_directory(route.directory)
 
 
 _ADVICE = "put the journal back, or start the gateway under another writer name"
 
 
-def _behind(directory: Path, place: Place | None) -> tuple[int, int]:
+def _behind(directory: Path, place: Place | None, disk: Disk) -> tuple[int, int]:
     """How many records stand behind a place, up to a bound, and the time of the first."""
     try:
-        cursor = Cursor.at(directory, place) if place is not None else Cursor(directory)
+        cursor = Cursor.at(directory, place, disk) if place is not None else Cursor(directory, disk=disk)
         try:
             records = cursor.take(LAG_ROWS_MAX, _LAG_BYTES_MAX)
         finally:

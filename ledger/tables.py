@@ -19,12 +19,15 @@ _USAGE = """
     parent_run_id endpoint model served_model runtime replica status http_status error_code stream input_tokens
     cached_input_tokens cache_write_tokens output_tokens reasoning_tokens held_tokens held_output_tokens
     held_list_cost_nusd held_gpu_us gpu_us queue_us ttft_us duration_us list_cost_nusd gpu_cost_nusd saved_cost_nusd
-    kv_block_us energy_uj certainty degraded cache_domain risk_level pool charges
+    kv_block_us energy_uj certainty degraded cache_domain risk_level pool charges org_seq adjusts
 """
 _HOLD = "hold_id request_id action org team app user key_id model expires_at_us charges"
 _DECISION_INPUTS = "decision_id input_digest policy_revision allow reasons obligations input"
 _CONTROL = "action actor subject digest detail"
 _SIGNAL = "name org team app subject level value detail"
+
+# The status of a row of `usage` that corrects another one: sums include it, counts of requests do not.
+ADJUSTED = "adjusted"
 
 # Kinds that are not here are rows of `events` only.
 BY_KIND = {

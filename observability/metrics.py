@@ -1,6 +1,6 @@
 """Metrics: what Prometheus can ask of one gateway worker."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import Metric
@@ -154,6 +154,10 @@ class Metrics:
     def watch_budgets(self, read: Callable[[], Iterable[tuple[str, int]]]) -> None:
         """Show what remains of each budget, from (budget, remaining) of its counters, the tightest counter of each."""
         self.probes.read_budgets = read
+
+    def watch_drift(self, read: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        """Show what was found when the ledger was last reconciled, by kind and quantity, of which there are few."""
+        self.probes.read_drift = read
 
     def collect(self) -> list[Metric]:
         """All metrics as they stand now; `expose` may write them out in another thread."""

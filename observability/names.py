@@ -80,6 +80,7 @@ HOLDS_OPEN = "bursar_holds_open"
 IN_FLIGHT = "bursar_in_flight"
 QUEUE_WAITING = "bursar_queue_waiting"
 LEDGER_LAG_ROWS = "bursar_ledger_lag_rows"
+LEDGER_LAG_SECONDS = "bursar_ledger_lag_seconds"
 JOURNAL_FSYNCS = "bursar_journal_fsyncs_total"
 JOURNAL_BYTES = "bursar_journal_bytes_total"
 POLICY_CACHE_HITS = "bursar_policy_cache_hits_total"
@@ -87,6 +88,10 @@ POLICY_CACHE_MISSES = "bursar_policy_cache_misses_total"
 POLICY_REVISION_INFO = "bursar_policy_revision"  # exposed with the suffix _info
 BUDGET_REMAINING = "bursar_budget_remaining"
 BUDGET_COUNTERS_UNREAD = "bursar_budget_counters_unread"
+BOOK_AWAY = "bursar_book_away"
+BOOK_EXCHANGES = "bursar_book_exchanges_total"
+BOOK_FETCHES = "bursar_book_fetches_total"
+LEDGER_DRIFT = "bursar_ledger_drift"
 
 
 def prometheus_name(name: str) -> str:

@@ -1,6 +1,6 @@
 """Probes: metrics whose owners are asked at scrape, so that keeping them costs nothing in between."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
@@ -17,7 +17,11 @@ WATCHED = {
     names.IN_FLIGHT: "Requests under way.",
     names.QUEUE_WAITING: "Requests that wait for a window or a slot.",
     names.LEDGER_LAG_ROWS: "Journal rows that the ledger does not have yet.",
+    names.LEDGER_LAG_SECONDS: "Age of the oldest journal row that the ledger does not have yet, in whole seconds.",
     names.JOURNAL_FSYNCS: "Group commits of the journal.",
+    names.BOOK_AWAY: "1 while the shared budget book cannot be asked.",
+    names.BOOK_EXCHANGES: "Round trips to the shared budget book.",
+    names.BOOK_FETCHES: "Requests that waited for the shared budget book, because a lease did not do.",
     names.JOURNAL_BYTES: "Bytes appended to the journal.",
     names.POLICY_CACHE_HITS: "Decisions answered from the cache.",
     names.POLICY_CACHE_MISSES: "Decisions evaluated.",
@@ -33,6 +37,7 @@ class Probes(Collector):
         self._watched: dict[str, Callable[[], int]] = {}
         self.read_revision: Callable[[], str] | None = None
         self.read_budgets: Callable[[], Iterable[tuple[str, int]]] | None = None
+        self.read_drift: Callable[[], Mapping[tuple[str, str], int]] | None = None
 
     def watch(self, name: str, read: Callable[[], int]) -> None:
         """Ask `read` for a metric of `WATCHED`; one name has one owner."""
@@ -52,6 +57,15 @@ class Probes(Collector):
         if self.read_revision is not None:
             labels = {"revision": self.read_revision()}
             yield InfoMetricFamily(names.POLICY_REVISION_INFO, "The policy bundle that decides now.", value=labels)
+        if self.read_drift is not None:
+            drift = GaugeMetricFamily(
+                names.LEDGER_DRIFT,
+                "How far all accounts together were off what the ledger's rows allow, when they were last compared.",
+                labels=["kind", "quantity"],
+            )
+            for (kind, quantity), amount in self.read_drift().items():
+                drift.add_metric([kind, quantity], amount)
+            yield drift
         if self.read_budgets is not None:
             yield from self._remaining(self.read_budgets())
 

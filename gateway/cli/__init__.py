@@ -12,10 +12,14 @@ from gateway.config_file import ConfigError
 from gateway.home import HomeError
 from gateway.keys import KeyFieldError, KeysError
 from gateway.supervisor import StartFailed
+from ledger.checkpoints import CheckpointsDamaged, LeavesMissing
 from ledger.client import LedgerUnavailable, QueryFailed
+from ledger.cluster import BadCluster
 from ledger.journal import JournalError
+from ledger.proofs import NotProvable
 from ledger.records import CorruptJournal
 from ledger.reports import BadReport
+from ledger.signing import KeyRefused
 from policy.port import BundleError
 
 NO = 1
@@ -25,6 +29,11 @@ AWAY = 3
 _EXITS: dict[type[Exception], int] = {
     ConfigError: WRONG_USAGE,
     BadReport: WRONG_USAGE,
+    BadCluster: WRONG_USAGE,
+    KeyRefused: WRONG_USAGE,
+    CheckpointsDamaged: NO,
+    LeavesMissing: NO,
+    NotProvable: NO,
     BundleError: NO,
     AdminFailed: NO,
     QueryFailed: NO,

@@ -23,8 +23,8 @@ class Admin:
 
     @classmethod
     def of(cls, home: Home) -> "Admin | None":
-        """The admin client of the gateway that runs on this home, or None when none runs."""
-        run = home.read_run("gateway") if home.alive("gateway") else None
+        """The admin client of a gateway that runs on this home, of several the first by name; None when none runs."""
+        run = next((home.read_run(name) for name in home.gateways() if home.alive(name)), None)
         if run is None:
             return None
         return cls(run["admin_host"], run["admin_port"], home.admin_secret())
@@ -33,16 +33,16 @@ class Admin:
         """The answer of a GET; raises AdminFailed."""
         return self._ask("GET", f"{path}?{urlencode(query)}" if query else path, None)
 
-    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def post(self, path: str, body: dict[str, Any] | None = None, timeout_s: float = TIMEOUT_S) -> Any:
         """The answer of a POST; raises AdminFailed."""
-        return self._ask("POST", path, body)
+        return self._ask("POST", path, body, timeout_s)
 
     def delete(self, path: str, name: str) -> Any:
         """The answer of a DELETE of something named; raises AdminFailed."""
         return self._ask("DELETE", f"{path}/{quote(name, safe='')}", None)
 
-    def _ask(self, method: str, target: str, body: dict[str, Any] | None) -> Any:
-        connection = http.client.HTTPConnection(*self._address, timeout=TIMEOUT_S)
+    def _ask(self, method: str, target: str, body: dict[str, Any] | None, timeout_s: float = TIMEOUT_S) -> Any:
+        connection = http.client.HTTPConnection(*self._address, timeout=timeout_s)
         headers = {"Authorization": f"Bearer {self._secret}", "Content-Type": "application/json"}
         try:
             connection.request(method, target, None if body is None else json.dumps(body), headers)

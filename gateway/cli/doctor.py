@@ -123,3 +123,5 @@ def _running(home: Home) -> Iterator[Finding]:
     else:
         status = client.status()
         yield Finding("ledger process", OK, f"port {client.address.port}, {status['lag_rows']} rows behind")
+        for writer, why in status["checkpoints"]["alarms"].items():
+            yield Finding("checkpoints", AWAY, f"none is signed for {writer}: {why}")

@@ -10,16 +10,18 @@ from gateway.cli.offline import opened
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import complain, console, print_json, print_rows
 from gateway.home import Home
-from gateway.keys import KeyStore
+from gateway.keys import ALL_ORGS, KeyStore
 from gateway.views import key_view
 
 app = typer.Typer(help="Create, list and revoke keys.", no_args_is_help=True)
-_COLUMNS = ("key_id", "kind", "org", "team", "app", "user", "roles", "expires_at", "revoked_at")
+_COLUMNS = ("key_id", "kind", "org", "team", "app", "user", "roles", "orgs", "expires_at", "revoked_at")
 
 
 @app.command()
 def create(
-    org: Annotated[str, typer.Option(help="Organisation charged.")] = "",
+    org: Annotated[
+        list[str] | None, typer.Option(help="Organisation charged; of a ledger key, one whose rows it opens.")
+    ] = None,
     team: Annotated[str, typer.Option(help="Team charged.")] = "",
     app_name: Annotated[str, typer.Option("--app", help="Application.")] = "",
     user: Annotated[str, typer.Option(help="The one user of this key, if it has one.")] = "",
@@ -27,21 +29,30 @@ def create(
     clearance: Annotated[str, typer.Option(help="Clearance that policies see.")] = "internal",
     ttl_s: Annotated[int | None, typer.Option(min=1, help="Seconds until it expires.")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="Make a key for the admin plane.")] = False,
+    ledger: Annotated[bool, typer.Option("--ledger", help="Make a key that reads the ledger's rows of --org.")] = False,
+    all_orgs: Annotated[bool, typer.Option("--all-orgs", help="With --ledger: the rows of everyone.")] = False,
     home: HomeOption = HOME,
     config: ConfigOption = CONFIG,
     as_json: JsonOption = False,
 ) -> None:
     """Make a key and print its secret, which is shown only now."""
-    if not admin and not (org and team and app_name):
+    orgs = org or []
+    if ledger:
+        _check_ledger(orgs, all_orgs, charged=bool(admin or team or app_name or user or role))
+    elif all_orgs or len(orgs) > 1:
+        raise typer.BadParameter("only a key made with --ledger has more than one organisation")
+    elif not admin and not (orgs and team and app_name):
         raise typer.BadParameter("a key of an application needs --org, --team and --app")
+    kind = "ledger" if ledger else "admin" if admin else "app"
     asked: dict[str, Any] = {
-        "org": org or "-",
+        "org": orgs[0] if orgs and not ledger else "-",
         "team": team or "-",
-        "app": app_name or "admin",
+        "app": app_name or kind,
         "user": user,
         "roles": role or [],
         "clearance": clearance,
-        "kind": "admin" if admin else "app",
+        "kind": kind,
+        "orgs": ([ALL_ORGS] if all_orgs else orgs) if ledger else [],
         "ttl_s": ttl_s,
     }
     made = _created(Home(home), config, asked)
@@ -76,6 +87,17 @@ def revoke(key_id: str, home: HomeOption = HOME, config: ConfigOption = CONFIG, 
         print_json(revoked)
     else:
         console().print(f"revoked {key_id}")
+
+
+def _check_ledger(orgs: list[str], all_orgs: bool, *, charged: bool) -> None:
+    if bool(orgs) == all_orgs:
+        raise typer.BadParameter("a ledger key needs --org, which may be repeated, or --all-orgs")
+    if ALL_ORGS in orgs:
+        raise typer.BadParameter("write --all-orgs for a ledger key of everyone")
+    if charged:
+        raise typer.BadParameter(
+            "a ledger key reads and calls nothing: leave out --team, --app, --user, --role and --admin"
+        )
 
 
 def _created(home: Home, config: Path, asked: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import re
 import sys
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import structlog
 import typer
 import uvloop
 
+from gateway.assembly import REPLICA
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption
 from gateway.cli.output import console
 from gateway.config_file import LoadedConfig, load
@@ -26,6 +28,7 @@ AdminPortOption = Annotated[
 ]
 
 _GC_THRESHOLDS = (20_000, 20, 50)
+_REPLICA = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
 def up(
@@ -70,8 +73,13 @@ def serve(
     config: ConfigOption = CONFIG,
     port: PortOption = None,
     admin_port: AdminPortOption = None,
+    replica: Annotated[
+        str, typer.Option(help="The name of this gateway among those of this home that share a book.")
+    ] = REPLICA,
 ) -> None:
     """Run the gateway alone, against runtimes that run already."""
+    if not _REPLICA.fullmatch(replica):
+        raise typer.BadParameter("a name is made of small letters, digits and dashes, and begins with a letter")
     _log_to_stderr()
     environ = {**os.environ}
     if port is not None:
@@ -81,11 +89,11 @@ def serve(
     at_home = Home(home)
     loaded = load(config, environ)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_work(at_home, loaded, environ))
+        runner.run(_work(at_home, loaded, environ, replica))
 
 
-async def _work(home: Home, loaded: LoadedConfig, environ: dict[str, str]) -> None:
-    worker = Worker(home, loaded, _sim_urls(home, loaded), environ)
+async def _work(home: Home, loaded: LoadedConfig, environ: dict[str, str], replica: str) -> None:
+    worker = Worker(home, loaded, _sim_urls(home, loaded), environ, replica)
     # What is imported and built by now lives as long as the process: the collector need not walk it again, and requests
     # leave few cycles behind.
     gc.collect()

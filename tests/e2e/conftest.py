@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from tests.e2e.vllm_environment import MODEL, PYTHON, ROOT
 
 MODEL_NAME = "tiny-qwen3"
 SEATS = 8  # requests that the generating server runs at once; more wait
+MIDNIGHT_MARGIN_S = 90
 TEST_TIMEOUT_S = 400  # the first test of a session also waits for vLLM, about a minute on a quiet machine
 
 
@@ -42,6 +44,14 @@ class VllmAddresses:
 
     generate: VllmAddress
     embed: VllmAddress
+
+
+@pytest.fixture
+def away_from_midnight() -> None:
+    """Let a day that is about to end, end first: its budget would hold another third."""
+    left_s = 86_400 - time.time() % 86_400
+    if left_s < MIDNIGHT_MARGIN_S:
+        time.sleep(left_s + 1)
 
 
 @pytest.fixture(scope="session")

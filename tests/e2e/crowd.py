@@ -9,13 +9,18 @@ import json
 import random
 import sys
 import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 CHAT = "/v1/chat/completions"
 ANSWERED = "answered"
+_ROOT = Path(__file__).parent.parent.parent
+_OUTPUT_BYTES_MAX = 8 << 20
 _STREAM_S = 90.0
 _EVENT = b"data: "
 _DONE = b"data: [DONE]"
@@ -37,6 +42,49 @@ class Fate:
     ended: bool = False
     answered_s: float = 0.0
     over_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class OpenCrowd:
+    """A running crowd: `answered` is done once every stream has its status, `fates` once all are over."""
+
+    answered: asyncio.Task[None]
+    fates: asyncio.Task[list[Fate]]
+
+
+@asynccontextmanager
+async def opened(url: str, streams: Sequence[dict[str, Any]]) -> AsyncIterator[OpenCrowd]:
+    """A process that opens these streams of a plan at the same moment."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.e2e.crowd"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=_OUTPUT_BYTES_MAX,
+        cwd=_ROOT,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps({"url": url, "streams": streams}).encode() + b"\n")
+    await process.stdin.drain()
+    answered = asyncio.create_task(_answered(process.stdout))
+    fates = asyncio.create_task(_fates(process.stdout, answered))
+    try:
+        yield OpenCrowd(answered, fates)
+    finally:
+        fates.cancel()
+        answered.cancel()
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def _answered(output: asyncio.StreamReader) -> None:
+    assert (await output.readline()).decode().strip() == ANSWERED
+
+
+async def _fates(output: asyncio.StreamReader, answered: asyncio.Task[None]) -> list[Fate]:
+    await answered
+    return [Fate(**fate) for fate in json.loads(await output.readline())]
 
 
 class Crowd:

@@ -15,8 +15,8 @@ CONTENT = "say {:04d}"
 OUTPUT_TOKENS = 40
 # The template's allowance, the role and the content, a token for each byte.
 INPUT_BOUND = 4 + 4 + len("user") + len(CONTENT.format(0))
-_INPUT_NUSD, _OUTPUT_NUSD = 150, 600
-COST_NUSD = INPUT_BOUND * _INPUT_NUSD + OUTPUT_TOKENS * _OUTPUT_NUSD
+INPUT_NUSD, OUTPUT_NUSD = 150, 600
+COST_NUSD = INPUT_BOUND * INPUT_NUSD + OUTPUT_TOKENS * OUTPUT_NUSD
 MODEL = "sim-small"
 _SLOTTED = ("research", "eval")
 
@@ -79,7 +79,7 @@ def write_config(path: Path, *, hold_ttl_s: int, time_scale: float) -> None:
         "url": "sim://",
         "sim": {"max_num_seqs": 512, "max_waiting": 1024, "num_blocks": 16_384, "time_scale": time_scale},
     }
-    price = {"valid_from": "2025-01-01", "input_nusd_per_mtok": _INPUT_NUSD * 10**6}
+    price = {"valid_from": "2025-01-01", "input_nusd_per_mtok": INPUT_NUSD * 10**6}
     model = {
         "id": MODEL,
         "owner": "platform",
@@ -88,7 +88,7 @@ def write_config(path: Path, *, hold_ttl_s: int, time_scale: float) -> None:
         "context_tokens": 2048,
         "template_tokens_per_message": 4,
         "template_tokens_fixed": 4,
-        "price": [price | {"output_nusd_per_mtok": _OUTPUT_NUSD * 10**6}],
+        "price": [price | {"output_nusd_per_mtok": OUTPUT_NUSD * 10**6}],
     }
     config = {
         "version": 1,

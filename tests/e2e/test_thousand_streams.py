@@ -4,10 +4,9 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ import pytest
 
 from ledger.client import LedgerClient, running
 from tests.e2e import nest, records
-from tests.e2e.crowd import ANSWERED, Fate
+from tests.e2e.crowd import Fate, OpenCrowd, opened
 from tests.load.instance import Instance
 
-ROOT = Path(__file__).parent.parent.parent
 BUDGETS = {"org-day-cost", "team-month-tokens", "app-slots", "app-total-output", "key-total-requests"}
 TIME_SCALE = 0.06
 HOLD_TTL_S = 5
@@ -27,8 +25,6 @@ SWEEP_S = 1.0
 NOISE_S = 2.0
 WAIT_S = 60.0
 POLL_S = 0.1
-MIDNIGHT_MARGIN_S = 60
-OUTPUT_BYTES_MAX = 8 << 20
 ENDED_BEFORE_THE_KILL = 10
 
 
@@ -55,56 +51,17 @@ class Sample:
         return sum(each["held"] for each in self.counters if each["budget"] == budget)
 
 
-@dataclass(frozen=True)
-class OpenCrowd:
-    """A running crowd: `answered` is done once every stream has its status, `fates` once all are over."""
-
-    answered: asyncio.Task[None]
-    fates: asyncio.Task[list[Fate]]
-
-
-@asynccontextmanager
-async def crowd(instance: Instance, *, ignore_eos: bool) -> AsyncIterator[OpenCrowd]:
+def crowd(instance: Instance, *, ignore_eos: bool) -> AbstractAsyncContextManager[OpenCrowd]:
     """A process that opens the thousand streams of the nest at the same moment."""
     secrets = [_secret(instance, caller) for caller in nest.CALLERS]
     bodies = nest.bodies(ignore_eos=ignore_eos)
-    plan = {"url": instance.url, "streams": [{"secret": secrets[index], "body": body} for index, body in bodies]}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.e2e.crowd"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=OUTPUT_BYTES_MAX,
-        cwd=ROOT,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(json.dumps(plan).encode() + b"\n")
-    await process.stdin.drain()
-    answered = asyncio.create_task(_answered(process.stdout))
-    fates = asyncio.create_task(_fates(process.stdout, answered))
-    try:
-        yield OpenCrowd(answered, fates)
-    finally:
-        fates.cancel()
-        answered.cancel()
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+    return opened(instance.url, [{"secret": secrets[index], "body": body} for index, body in bodies])
 
 
 def _secret(instance: Instance, caller: nest.Caller) -> str:
     asked = {"org": "acme", "team": caller.team, "app": caller.app}
     secret: str = instance.ask("/admin/keys", json.dumps(asked).encode())["secret"]
     return secret
-
-
-async def _answered(output: asyncio.StreamReader) -> None:
-    assert (await output.readline()).decode().strip() == ANSWERED
-
-
-async def _fates(output: asyncio.StreamReader, answered: asyncio.Task[None]) -> list[Fate]:
-    await answered
-    return [Fate(**fate) for fate in json.loads(await output.readline())]
 
 
 async def sample_until(instance: Instance, is_over: Callable[[Sample], bool]) -> list[Sample]:
@@ -124,14 +81,6 @@ def flushed(home: Path) -> LedgerClient:
     assert ledger is not None
     ledger.flush()
     return ledger
-
-
-@pytest.fixture
-def away_from_midnight() -> None:
-    """Let a day that ends within the next minute end first: its budget would hold another third."""
-    left_s = 86_400 - time.time() % 86_400
-    if left_s < MIDNIGHT_MARGIN_S:
-        time.sleep(left_s + 1)
 
 
 def refusal_fault(fate: Fate) -> str | None:

@@ -108,6 +108,12 @@ def test_the_ledger_lies_in_the_home_unless_its_path_is_absolute(url: str, folde
     assert Ledger(url=url).folder(Path("/home/b")) == Path(folder)
 
 
+def test_a_ledger_in_a_clickhouse_server_is_its_url() -> None:
+    remote = Ledger(url="clickhouse://db:8123/bursar")
+    assert (remote.is_embedded, remote.store_url(Path("/home/b"))) == (False, remote.url)
+    assert Ledger().store_url(Path("/home/b")) == "chdb:///home/b/ledger"
+
+
 def test_a_scope_names_its_dimensions_in_one_order_however_written() -> None:
     written = Scope.model_validate({"model": "m", "org": "acme", "team": "*"})
     assert written.named() == (("org", "acme"), ("team", "*"), ("model", "m"))

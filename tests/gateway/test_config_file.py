@@ -257,12 +257,12 @@ CASES = {
         "bursar.yaml:18:5 models[0].tokenizer: there is no file none.json",
     ),
     "a ClickHouse server": (
-        added("ledger: {url: clickhouse://db:8123/x}"),
-        "bursar.yaml:3:10 ledger.url: a ClickHouse server is not supported by this version: use chdb://<folder>",
+        added("ledger: {url: clickhouse://db:8123/x/y}"),
+        "bursar.yaml:3:10 ledger.url: clickhouse://db:8123/x/y: write clickhouse://host:8123/database or https://host:8443/database",
     ),
     "a ledger that is the home itself": (
         added("ledger: {url: chdb://.}"),
-        "bursar.yaml:3:10 ledger.url: must be chdb://<folder in the home> or chdb:///<absolute folder>",
+        "bursar.yaml:3:10 ledger.url: must be chdb://<folder in the home>, chdb:///<absolute folder> or clickhouse://<host>:<port>/<db>",
     ),
     "a journal without room for two segments": (
         added("ledger: {journal_bytes_max: 100 MiB}"),

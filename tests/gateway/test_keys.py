@@ -179,7 +179,7 @@ def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
 TAMPERED = {
     "an unknown field": ({"is_root": True}, "is_root: Extra inputs are not permitted"),
     "a digest that is none": ({"digest": "abc"}, "digest: String should match pattern"),
-    "a kind that is none": ({"kind": "root"}, "kind: Input should be 'app' or 'admin'"),
+    "a kind that is none": ({"kind": "root"}, "kind: Input should be 'app', 'admin' or 'ledger'"),
     "roles that are no list": ({"roles": "admin"}, "roles: Input should be a valid array"),
     "an end that is no second": ({"expires_at": "never"}, "expires_at: Input should be a valid integer"),
     "no organisation": ({"org": ""}, "org: String should have at least 1 character"),

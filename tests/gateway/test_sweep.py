@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.governance import Governance
 from gateway.live import Live, LiveCall
@@ -148,3 +149,16 @@ async def test_a_sweep_that_cannot_write_stops_overdue_calls_all_the_same(worker
     sweeping.cancel()
     with suppress(asyncio.CancelledError):
         await sweeping
+
+
+async def test_a_journal_that_failed_is_told_of_once_though_nothing_is_due(worker: OneWorker) -> None:
+    of, live = await worker.open(), Live(10)
+    of.journal.close()
+    with capture_logs() as logs:
+        sweeping = asyncio.create_task(sweep_forever(of, live))
+        await asyncio.sleep(1.2)
+        sweeping.cancel()
+        with suppress(asyncio.CancelledError):
+            await sweeping
+    assert [entry["event"] for entry in logs] == ["nothing more is admitted"]
+    assert "is closed" in logs[0]["reason"]

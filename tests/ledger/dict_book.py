@@ -108,6 +108,8 @@ class DictBook:
         spent, _, limit = self.sums(budget, name)
         if spent >= limit:
             return 3
+        if spent < 0:
+            return 0
         used = Fraction(spent, limit)
         return 2 if used >= Fraction(str(budget.critical_ratio)) else int(used >= Fraction(str(budget.warn_ratio)))
 

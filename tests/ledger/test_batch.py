@@ -3,16 +3,19 @@
 import orjson
 import pytest
 
-from ledger.batch import freeze
+from ledger.batch import Batch
 from ledger.records import Record
+from ledger.tables import IN_ORDER
 
 ENVELOPE = ("writer", "sha256", "seq", "kind", "ts_us", "event_id", "org", "request_id")
 SHA256 = bytes(range(32))
+NOTHING = {table.name: 0 for table in IN_ORDER}
 
 
-def line_of(payload: bytes, kind: str = "usage"):
-    [line] = freeze("gateway-0", [Record(7, kind, payload, SHA256, "a.seg", 0)]).lines
-    return line
+def sent(payload: bytes, kind: str = "usage") -> dict[str, dict[str, object]]:
+    """What each table is sent of one record."""
+    batch = Batch("gateway-0", (Record(7, kind, payload, SHA256, "a.seg", 0),))
+    return {table.name: orjson.loads(rows) for table, rows, _ in batch.inserts(NOTHING, "o1")}
 
 
 def payload_of(kind: str = "usage", **members: object) -> bytes:
@@ -23,10 +26,10 @@ def payload_of(kind: str = "usage", **members: object) -> bytes:
 
 @pytest.mark.parametrize("kind", ["usage", "hold"])
 def test_the_envelope_of_a_request_is_cut_out_of_its_record(kind):
-    line = line_of(payload_of(kind), kind)
-    event, whole = orjson.loads(line.event_json), orjson.loads(line.json)
+    tables = sent(payload_of(kind), kind)
+    event, whole = tables["events"], tables[kind]
     assert tuple(sorted(event)) == tuple(sorted(ENVELOPE))
-    assert event == {name: whole[name] for name in ENVELOPE}
+    assert event == {"sha256": SHA256.hex(), **{name: whole[name] for name in ENVELOPE if name != "sha256"}}
     assert event["sha256"] == SHA256.hex()
     assert whole["team"] == "search"
 
@@ -43,12 +46,27 @@ def test_the_envelope_of_a_request_is_cut_out_of_its_record(kind):
     ],
 )
 def test_whatever_stands_in_a_record_its_event_says_the_same(payload):
-    line = line_of(payload)
-    event, whole = orjson.loads(line.event_json), orjson.loads(payload)
+    event, whole = sent(payload)["events"], orjson.loads(payload)
     for name in ENVELOPE[2:]:
         assert event[name] == whole[name]
 
 
 def test_another_kind_goes_whole():
     payload = orjson.dumps({"seq": 7, "kind": "signal", "ts_us": 5, "event_id": "e1", "name": "overage"})
-    assert orjson.loads(line_of(payload, "signal").event_json)["name"] == "overage"
+    assert sent(payload, "signal")["events"]["name"] == "overage"
+
+
+def test_a_retry_sends_the_same_bytes_under_the_same_token_whatever_else_was_shipped():
+    records = [
+        Record(seq, "usage", payload_of().replace(b'"seq":7', b'"seq":%d' % seq), SHA256, "a", 0) for seq in (5, 6)
+    ]
+    batch = Batch("gateway-0", (*records, Record(7, "signal", b'{"seq":7,"kind":"signal"}', SHA256, "a", 0)))
+    first = list(batch.inserts(NOTHING, "o1"))
+    assert [token for _, _, token in first] == [
+        "gateway-0:5-6:usage:o1",
+        "gateway-0:7-7:signal:o1",
+        "gateway-0:5-7:events:o1",
+    ]
+    assert list(batch.inserts({**NOTHING, "usage": 6}, "o1")) == first[1:]
+    assert next(batch.inserts({**NOTHING, "usage": 5}, "o2"))[2] == "gateway-0:6-6:usage:o2"
+    assert list(batch.inserts(dict.fromkeys(NOTHING, 7), "o1")) == []

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter as Tally
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from domain.amounts import RESOURCE_INDEX, Amounts
+from domain.charges import Charge
 from ledger import recovery
 from ledger.book import Book, Settlement
 from ledger.budgets import Budget, Subject
@@ -47,8 +48,11 @@ class BookAndModel(RuleBasedStateMachine):
     def begin(self, drawn: tuple[Budget, ...]) -> None:
         self.pool = {budget.id: budget for budget in drawn}
         self.model = DictBook(dict(self.pool), START_S)
-        self.book = Book(drawn, START_S)
+        self.book = self.make_book(drawn, START_S)
         self.take_snapshot()
+
+    def make_book(self, budgets: Iterable[Budget], now_s: int) -> Any:
+        return Book(budgets, now_s)
 
     @rule(subject=subjects, demand=demands(), turn=turns)
     def hold(self, subject: Subject, demand: Demand, turn: str) -> None:
@@ -170,6 +174,28 @@ class BookAndModel(RuleBasedStateMachine):
         record = {"action": "grant", "grant": recovery.grant_record(first)}
         self.journalled(turn, lambda: self.book.grant(grant, now_s), lambda _: ("control", record))
 
+    @precondition(lambda self: self.model.spent)
+    @rule(which=pick, share=st.sampled_from((-100, -50, 1, 30, 250)), is_now=st.booleans(), turn=turns)
+    def adjust(self, which: int, share: int, is_now: bool, turn: str) -> None:
+        """Correct a charge once made by so many percent of it: in the window it was made in, or in that of now."""
+        now_us = self.tell_time()
+        old = self.model.spent[which % len(self.model.spent)]
+        budget = self.pool[old.budget]
+        start_s, gone_s = span_s(budget.window.text, self.model.now_s) if is_now else (old.start_s, old.gone_s)
+        line = replace(old, start_s=start_s, gone_s=gone_s, amount=old.amount * share // 100)
+        record = {"event_id": "a", "request_id": "r", "status": "adjusted", "charges": [charge_of(line)]}
+        if turn == "before":
+            self.take_snapshot()
+        # The record stands first, so a segment that turns as it is written begins with what was before it.
+        if turn == "between":
+            self.take_snapshot()
+        self.write("usage", record)
+        self.book.adjust([Charge(*charge_of(line))], now_us // US)
+        if self.model.is_live(line) or line.gone_s > self.model.now_s:
+            self.model.spent.append(line)
+        if turn == "behind":
+            self.take_snapshot()
+
     @rule(
         seconds=st.sampled_from((-4, -1, 1, 1, 7, 29, 60, 61, 600, 3_601, 86_400, 86_400 * 31)), us=st.integers(0, US)
     )
@@ -193,7 +219,7 @@ class BookAndModel(RuleBasedStateMachine):
 
     @rule()
     def die_and_rebuild(self) -> None:
-        self.book = Book(self.model.budgets.values(), self.model.now_s)
+        self.book = self.make_book(self.model.budgets.values(), self.model.now_s)
         recovery.rebuild(self.book, self.records, self.model.now_s)
 
     @rule()
@@ -203,8 +229,12 @@ class BookAndModel(RuleBasedStateMachine):
             budget = self.model.budgets[budget_id]
             assert (counter.spent, counter.held, counter.limit) == self.model.sums(budget, name)
             assert counter.level == self.model.level(budget, name)
-        used = [*self.model.spent, *(line for lines in self.model.holds.values() for line in lines)]
-        assert {(line.budget, line.counter) for line in used if line.amount and self.model.is_live(line)} <= seen.keys()
+        spent: Tally[tuple[str, str]] = Tally()
+        for line in self.model.spent:
+            spent[line.budget, line.counter] += line.amount * self.model.is_live(line)
+        held = [line for lines in self.model.holds.values() for line in lines if line.amount]
+        used = {key for key, amount in spent.items() if amount}
+        assert used | {(line.budget, line.counter) for line in held if self.model.is_live(line)} <= seen.keys()
 
     @rule(subject=subjects)
     def grade(self, subject: Subject) -> None:
@@ -321,6 +351,7 @@ class BookAndModel(RuleBasedStateMachine):
         self.write(SNAPSHOT, recovery.snapshot(self.book))
 
     def write(self, kind: str, body: dict[str, Any]) -> None:
+        body = {"ts_us": self.clock_us, **body}
         self.records.append(Record(len(self.records) + 1, kind, json.dumps(body).encode(), b"", "", 0))
 
 

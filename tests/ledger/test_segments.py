@@ -5,7 +5,7 @@ import os
 import pytest
 
 from ledger.records import CorruptJournal, envelope
-from ledger.segments import Cursor, read, segment_paths
+from ledger.segments import Cursor, read, segment_path, segment_paths
 
 
 def test_a_cursor_follows_the_writer_through_rotations(make_journal):
@@ -119,3 +119,45 @@ def test_an_envelope_is_read_or_refused():
     for payload in (b"{}", b'{"seq":x,"kind":"usage"}', b'{"seq":1'):
         with pytest.raises(ValueError):
             envelope(payload)
+
+
+def test_a_cursor_behind_the_last_record_of_a_segment_knows_its_hash(make_journal):
+    """The next segment may have begun: whoever compares that hash with another must not find none."""
+    journal = make_journal()
+    for _ in range(300):
+        journal.append("usage", {"pad": "x" * 900})
+    hashes = {record.seq: record.sha256 for record in read(journal.directory)}
+    for path in segment_paths(journal.directory)[1:]:
+        cursor = Cursor(journal.directory, int(path.stem) - 1)
+        assert (cursor.seq, cursor.sha256) == (int(path.stem) - 1, hashes[int(path.stem) - 1])
+        assert cursor.take(1, 1)[0].seq == int(path.stem)
+        cursor.close()
+
+
+def test_a_segment_that_has_not_begun_is_not_entered(make_journal):
+    """A writer killed in rotation takes it away again and goes on in the one before: a reader must still be there."""
+    journal = make_journal()
+    journal.append("usage", {})
+    cursor = Cursor(journal.directory)
+    assert len(cursor.take(10, 1 << 20)) == 2
+    empty = segment_path(journal.directory, 3)
+    empty.write_bytes(bytes(1 << 17))
+    assert cursor.take(10, 1 << 20) == []
+    fresh = Cursor(journal.directory, 2)
+    assert fresh.take(10, 1 << 20) == []
+    empty.unlink()
+    journal.append("usage", {})
+    assert [record.seq for record in (*cursor.take(10, 1 << 20), *fresh.take(10, 1 << 20))] == [3, 3]
+    for each in (cursor, fresh):
+        each.close()
+
+
+def test_a_cursor_that_does_not_follow_stays_in_its_segment(make_journal):
+    journal = make_journal()
+    for _ in range(300):
+        journal.append("usage", {"pad": "x" * 900})
+    first, second = segment_paths(journal.directory)[:2]
+    cursor = Cursor(journal.directory, segment=first, follows=False)
+    assert cursor.take(1 << 20, 1 << 30)[-1].seq == int(second.stem) - 1
+    assert (cursor.segment, cursor.take(10, 1 << 20)) == (first, [])
+    cursor.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ledger.destination import InsertFailed
 from ledger.segments import segment_paths
 from ledger.shipper import Shipper
 from ledger.store import Store
@@ -58,7 +59,7 @@ def test_every_kind_finds_its_table(make_journal, usage_row, store, tmp_path):
     shipper = Shipper(tmp_path / "journal", store)
     shipper.round()
     assert shipper.shipped() == {"gateway-0": 7}
-    assert shipper.lag() == (0, 0.0)
+    assert shipper.lag() == {"gateway-0": (0, 0.0)}
     counts = store.row_counts()
     assert {name: counts[name] for name in ("usage", "hold", "decision_inputs", "control", "signal")} == dict.fromkeys(
         ("usage", "hold", "decision_inputs", "control", "signal"), 1
@@ -173,14 +174,54 @@ def test_lag_counts_what_is_not_in_the_store(make_journal, usage_row, store, tmp
     shipper.round()
     for _ in range(30):
         journal.append("usage", usage_row(ts_us=time.time_ns() // 1000 - 5_000_000))
-    rows, age_s = shipper.lag()
+    rows, age_s = shipper.lag()["gateway-0"]
     assert rows == 30
     assert 5 <= age_s < 10
     shipper.round()
-    assert shipper.lag() == (0, 0.0)
+    assert shipper.lag() == {"gateway-0": (0, 0.0)}
 
 
 def test_a_large_snapshot_is_an_event_without_its_body(make_journal, store, tmp_path):
     make_journal(segment_bytes=1 << 20, snapshot=lambda: {"spent": ["x" * 100] * 1000, "org": "acme"})
     Shipper(tmp_path / "journal", store).round()
     assert store.select("SELECT kind, org, seq, toYear(ts) >= 2025 FROM events") == [("snapshot", "acme", 1, 1)]
+
+
+def test_waits_between_retries_grow_to_a_bound_and_start_small_again(
+    store, make_journal, usage_row, tmp_path, monkeypatch
+):
+    make_journal().append("usage", usage_row())
+    now_s, tried_s, tokens = [0.0], [], set()
+
+    def refuse(table, rows, token):
+        tried_s.append(now_s[0])
+        tokens.add((token, rows))
+        raise InsertFailed("no space")
+
+    shipper = Shipper(tmp_path / "journal", store, monotonic=lambda: now_s[0], chance=lambda: 1.0)
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "insert", refuse)
+        while now_s[0] < 130:
+            shipper.round()
+            now_s[0] += 0.5
+    assert tried_s == [0, 0.5, 1.5, 3.5, 7.5, 15.5, 31.5, 61.5, 91.5, 121.5]
+    assert len(tokens) == 1
+    assert shipper.stalled() == {"gateway-0": "no space"}
+    now_s[0] += 30
+    shipper.round()
+    assert shipper.stalled() == {}
+    assert totals(store)["usage"] == (1, 1, 2)
+
+
+def test_a_batch_is_told_in_order_once_it_is_in_every_table(store, make_journal, usage_row, tmp_path):
+    journal, told = make_journal(), []
+
+    def sealed(batch):
+        assert store.watermarks(batch.writer)["events"] == batch.last_seq
+        told.append((batch.first_seq, batch.last_seq))
+
+    shipper = Shipper(tmp_path / "journal", store, sealed=sealed)
+    for _ in range(3):
+        journal.append("usage", usage_row())
+        shipper.round()
+    assert told == [(1, 2), (3, 3), (4, 4)]

@@ -3,9 +3,9 @@
 import orjson
 import pytest
 
-from ledger.gate import REFUSED_FUNCTIONS, TABLE_FUNCTIONS
 from ledger.migrations import Migration, SchemaRefused, migrate, shipped
-from ledger.store import InsertFailed, QueryFailed, Store, StoreLocked, StoreUnsupported, chdb_path
+from ledger.destination import InsertFailed
+from ledger.store import Store, StoreLocked, StoreUnsupported, chdb_path
 from ledger.tables import BY_KIND, IN_ORDER
 
 SIGNAL = BY_KIND["signal"]
@@ -35,11 +35,12 @@ def test_migrations_run_once_in_order(store):
 
 
 def test_a_migration_cut_before_it_was_remembered_runs_again(store):
-    again = Migration(7, "0007_again", "CREATE TABLE IF NOT EXISTS again (a Int8) ENGINE = MergeTree ORDER BY a")
+    number = len(shipped()) + 1
+    again = Migration(number, "again", "CREATE TABLE IF NOT EXISTS again (a Int8) ENGINE = MergeTree ORDER BY a")
     store.execute(again.sql)
-    assert migrate(store, [*shipped(), again]) == ["0007_again"]
+    assert migrate(store, [*shipped(), again]) == ["again"]
     store.execute("DROP TABLE again SYNC")
-    store.execute("ALTER TABLE schema_migrations DELETE WHERE version = 7 SETTINGS mutations_sync = 2")
+    store.execute(f"ALTER TABLE schema_migrations DELETE WHERE version = {number} SETTINGS mutations_sync = 2")
 
 
 def test_a_schema_from_the_future_or_of_another_past_is_refused_and_left_alone(store):
@@ -95,39 +96,5 @@ def test_a_row_that_does_not_fit_its_table_is_an_error_not_a_loss(store):
 
 def test_missing_keys_default_and_unknown_ones_are_ignored(store):
     store.insert(SIGNAL, b'{"ts_us":1763596800000001,"writer":"few","seq":1,"new_key":{"a":[1]}}', "few:1-1:signal")
-    row = store.query("SELECT ts, name, value, detail FROM signal WHERE writer = 'few'", "JSONCompactEachRow", {})
-    assert orjson.loads(row) == ["2025-11-20 00:00:00.000001", "", 0, ""]
-
-
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "SELECT * FROM executable('id', CSV, 'a String')",
-        "SELECT 1 SETTINGS readonly = 0",
-        "SELECT 1 SETTINGS max_execution_time = 1000",
-        "EXPLAIN INSERT INTO usage SELECT * FROM usage",
-        "SELECT * FROM no_such_table",
-        "SELECT count( FROM usage",
-    ],
-)
-def test_what_passes_the_gate_may_still_fail_in_the_engine(store, sql):
-    with pytest.raises(QueryFailed) as error:
-        store.query(sql, "TSV", {})
-    assert error.value.code > 0
-    assert "DB::Exception" in str(error.value)
-
-
-def test_the_gate_knows_the_engines_own_functions(store):
-    listed = {str(row[0]).lower() for row in store.select("SELECT name FROM system.table_functions")}
-    assert listed >= TABLE_FUNCTIONS - {"generateseries"}
-    for name in listed - TABLE_FUNCTIONS - {"format"}:
-        with pytest.raises(QueryFailed, match="is not served"):
-            store.query(f"DESCRIBE TABLE {name}('x')", "TSV", {})
-    assert "file" in REFUSED_FUNCTIONS
-
-
-def test_results_are_bounded(store):
-    with pytest.raises(QueryFailed, match="TOO_MANY_ROWS"):
-        store.query("SELECT number FROM numbers(2000000)", "TSV", {})
-    with pytest.raises(QueryFailed, match=r"MEMORY_LIMIT_EXCEEDED|TOO_LARGE"):
-        store.query("SELECT groupArray(number) FROM numbers(400000000)", "TSV", {})
+    rows = store.select("SELECT toString(ts), name, value, detail FROM signal WHERE writer = 'few'")
+    assert rows == [("2025-11-20 00:00:00.000001", "", 0, "")]

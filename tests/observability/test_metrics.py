@@ -251,6 +251,16 @@ def test_a_budget_shows_its_tightest_counter(metrics: Metrics, scrape: Scrape) -
     assert sample(samples, names.BUDGET_COUNTERS_UNREAD) == 0
 
 
+def test_drift_is_shown_by_kind_and_quantity_once_it_is_known(metrics: Metrics, scrape: Scrape) -> None:
+    drift: dict[tuple[str, str], int] = {}
+    metrics.watch_drift(lambda: drift)
+    assert [key for key in scrape(metrics) if key[0] == names.LEDGER_DRIFT] == []
+    drift.update({("counter", "tokens"): 0, ("runtime", "prompt_tokens"): 7})
+    samples = scrape(metrics)
+    assert sample(samples, names.LEDGER_DRIFT, kind="counter", quantity="tokens") == 0
+    assert sample(samples, names.LEDGER_DRIFT, kind="runtime", quantity="prompt_tokens") == 7
+
+
 def test_a_scrape_reads_a_bounded_number_of_counters_and_says_so(metrics: Metrics, scrape: Scrape) -> None:
     read: list[int] = []
 

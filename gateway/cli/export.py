@@ -1,0 +1,122 @@
+"""`bursar ledger export`: the ledger as charges that FinOps tools read, and the check of any such file."""
+
+import csv
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+
+from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
+from gateway.cli.output import console, print_json, print_rows
+from gateway.cli.store import ledger_url
+from gateway.config_file import load
+from gateway.home import Home
+from ledger import focus_rules
+from ledger.client import open_ledger
+from ledger.focus import COLUMNS, Basis, Charge, Granularity, Period, Terms, charges
+from ledger.reports import moment
+
+# Far behind every charge that there can be.
+_END_S = 1 << 32
+_FINDING_COLUMNS = ("row", "rule", "text")
+
+
+class Format(StrEnum):
+    """What the ledger can be exported as."""
+
+    FOCUS = "focus"
+
+
+def export(
+    form: Annotated[Format, typer.Argument(metavar="focus", help="FOCUS 1.2, as CSV.")],
+    since: Annotated[str, typer.Option(help="From when: 7d, a date, or by default this month.")] = "",
+    until: Annotated[str, typer.Option(help="Before when: a date, or by default now.")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write, whole or not at all; or standard output.")
+    ] = None,
+    granularity: Annotated[Granularity, typer.Option(help="What a charge covers.")] = Granularity.DAY,
+    basis: Annotated[Basis, typer.Option(help="Which cost is billed: of tokens, or of accelerators.")] = Basis.LIST,
+    provider: Annotated[str, typer.Option(help="Who provides and invoices.")] = "Bursar",
+    check: Annotated[Path | None, typer.Option(help="Check this file by the rules of FOCUS 1.2 instead.")] = None,
+    home: HomeOption = HOME,
+    config: ConfigOption = CONFIG,
+    as_json: JsonOption = False,
+) -> None:
+    """Export charges as FOCUS 1.2, or check a file of such charges; what is in the journal now is shipped first."""
+    assert form is Format.FOCUS
+    if check is not None:
+        _check(check, as_json=as_json)
+        return
+    now = datetime.now(UTC)
+    start = moment(since, now) if since else now.replace(day=1, hour=0, minute=0, second=0)
+    end_s = int(moment(until, now).timestamp()) if until else _END_S
+    loaded = load(config).config if config.exists() else None
+    terms = Terms(
+        granularity,
+        basis,
+        provider,
+        {} if loaded is None else {each.version: each for table in loaded.price_tables.values() for _, each in table},
+        {} if loaded is None else {name: rate.nusd_per_hour for name, rate in loaded.gpu_rates.items()},
+    )
+    with open_ledger(Home(home).path, ledger_url(home, config)) as client:
+        client.flush()
+
+        def ask(sql: str, parameters: dict[str, str]) -> list[dict[str, object]]:
+            return client.rows(sql, **parameters)
+
+        found = charges(ask, terms, Period(int(start.timestamp()), end_s))
+        if out is None:
+            _write(sys.stdout, found)
+            return
+        with _whole(out) as file:
+            count = _write(file, found)
+    console().print(f"{count:,} charges in {out}")
+
+
+def _write(file: TextIO, found: Iterable[Charge]) -> int:
+    """Write charges as CSV, null as an empty field, and return how many there were."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    count = 0
+    for charge in found:
+        writer.writerow([charge[column] for column in COLUMNS])
+        count += 1
+    return count
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[TextIO]:
+    """A draft beside the file, which takes its place once all of it is written and is gone when that fails."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with draft.open("x", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _check(path: Path, *, as_json: bool) -> None:
+    with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+        found = focus_rules.check(file)
+    rows = [finding._asdict() for finding in found.findings]
+    if as_json:
+        print_json({"rows": found.rows, "broken": dict(found.broken), "findings": rows})
+    elif rows:
+        print_rows(f"{path} by the rules of FOCUS 1.2", rows, _FINDING_COLUMNS, as_json=False)
+        left_out = found.broken.total() - len(rows)
+        console().print(
+            f"{found.rows:,} rows, {found.broken.total():,} findings" + (", the first shown" * bool(left_out))
+        )
+    else:
+        console().print(f"{found.rows:,} rows: nothing breaks the rules of FOCUS 1.2")
+    if found.broken:
+        raise typer.Exit(1)

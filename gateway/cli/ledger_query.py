@@ -1,0 +1,79 @@
+"""`bursar ledger query`: one statement, its result printed as it comes, however large it is."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption
+from gateway.cli.output import console, print_rows
+from gateway.cli.store import ledger_url
+from gateway.home import Home
+from ledger.client import LedgerClient, open_ledger
+
+TABLE_ROWS_MAX = 1_000
+
+
+class Format(StrEnum):
+    """How the result of a query is printed."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
+
+
+_CLICKHOUSE = {Format.CSV: "CSVWithNames", Format.JSON: "JSONEachRow", Format.PARQUET: "Parquet"}
+
+
+def query(
+    sql: str,
+    output_format: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.TABLE,
+    home: HomeOption = HOME,
+    config: ConfigOption = CONFIG,
+) -> None:
+    """Run one reading SQL statement; what is in the journal now is shipped first."""
+    with open_ledger(Home(home).path, ledger_url(home, config)) as client:
+        client.flush()
+        if output_format is Format.TABLE:
+            _print_table(client, sql)
+        else:
+            _print_all(client.stream(sql, _CLICKHOUSE[output_format], output_format_json_array_of_rows="1"))
+
+
+def _print_table(client: LedgerClient, sql: str) -> None:
+    """Prints the first rows, and counts the others without keeping them."""
+    rows: list[dict[str, Any]] = []
+    more = 0
+    for line in _lines(client.stream(sql, "JSONEachRow")):
+        if len(rows) < TABLE_ROWS_MAX:
+            rows.append(json.loads(line))
+        else:
+            more += 1
+    print_rows("", rows, list(rows[0]) if rows else (), as_json=False)
+    if more:
+        console().print(f"and {more:,} more rows: print them with --format csv, json or parquet, or narrow the query")
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines, wherever the pieces that they come in are cut."""
+    kept = b""
+    for piece in pieces:
+        *whole, kept = (kept + piece).split(b"\n")
+        yield from whole
+    if kept:
+        yield kept
+
+
+def _print_all(pieces: Iterator[bytes]) -> None:
+    try:
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        # Whoever reads has enough; Python must find nothing left to write when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

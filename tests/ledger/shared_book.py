@@ -1,0 +1,208 @@
+"""Several replicas on one Redis that look like one book: what the tests of the book in memory ask of a shared one."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import redis
+
+import ledger.leases
+from domain.charges import Charge
+from domain.ids import uuid7
+from ledger.book import Book, Crossing, Headroom, Route, Settlement
+from ledger.budgets import Budget, Subject
+from ledger.counters import Counter, Grant
+from ledger.holds import Demand, Hold, Shortfall, State
+from ledger.leases import Exchange, Leases, Share
+
+SCRIPT = Path(ledger.leases.__file__).parent / "lua" / "exchange.lua"
+US = 1_000_000
+ROUNDS_MAX = 20
+Ask = Callable[[Exchange], Sequence[bytes]]
+
+
+def asks(client: "redis.Redis[bytes]") -> Ask:
+    """What carries an exchange to a Redis and its answer back."""
+    script = client.register_script(SCRIPT.read_text())
+
+    def ask(exchange: Exchange) -> Sequence[bytes]:
+        answer: Sequence[bytes] = script(keys=exchange.keys, args=[exchange.payload])
+        return answer
+
+    return ask
+
+
+class Replica:
+    """One book with its leases, and a clock of its own for how long things take."""
+
+    def __init__(self, name: str, replicas: int, budgets: Iterable[Budget], now_s: int) -> None:
+        self.book = Book(budgets, now_s, is_shared=True)
+        self.leases = Leases(self.book, name, replicas, uuid7())
+        self.at_s = 0.0
+
+    def exchange(self, ask: Ask, now_s: int, waiting: Sequence[tuple[Route, Demand]] = ()) -> list[Crossing]:
+        """Tell the store all that there is to tell, and take what it answers."""
+        self.at_s += 0.1
+        crossings = []
+        self.leases.collect(self.at_s)
+        for shard in list(self.leases.shards.values()):
+            for _ in range(ROUNDS_MAX):
+                self.leases.build(shard, waiting, now_s, self.at_s)
+                assert shard.in_flight is not None
+                crossings += self.leases.apply(shard, ask(shard.in_flight), now_s)
+                self.leases.collect(self.at_s)
+                if shard.epoch and shard.joining is None and not shard.due:
+                    break
+            else:
+                raise AssertionError(f"{ROUNDS_MAX} exchanges and no end")
+        return crossings
+
+
+@dataclass(frozen=True)
+class SharedRoute:
+    """A subject's route on every replica."""
+
+    of: "SharedBook"
+    subject: Subject
+
+    def headroom(self, now_s: int) -> Headroom:
+        """The bands, once all replicas have told what they know."""
+        routes = [replica.book.route(self.subject, now_s) for replica in self.of.replicas]
+        self.of.tell_all(now_s)
+        found = {route.headroom(now_s) for route in routes}
+        assert len(found) == 1, f"the replicas differ: {found}"
+        return found.pop()
+
+
+class SharedBook:
+    """Replicas that hold in turn; what is asked of the book is asked of all, or of the one that has the hold."""
+
+    def __init__(self, count: int, ask: Ask, budgets: Iterable[Budget], now_s: int) -> None:
+        self.ask = ask
+        self.configured = list(budgets)
+        self.replicas = [Replica(f"r{index}", count, self.configured, now_s) for index in range(count)]
+        self.home: dict[str, int] = {}
+        self._turn = 0
+
+    @property
+    def holds(self) -> dict[str, Hold]:
+        return {name: hold for replica in self.replicas for name, hold in replica.book.holds.items()}
+
+    @property
+    def _ended(self) -> dict[str, State]:
+        return {name: state for replica in self.replicas for name, state in replica.book._ended.items()}
+
+    def route(self, subject: Subject, now_s: int) -> SharedRoute:
+        return SharedRoute(self, subject)
+
+    def hold(
+        self, route: SharedRoute, demand: Demand, hold_id: str, row: dict[str, Any], now_us: int, ttl_s: int
+    ) -> Hold | Shortfall:
+        """Hold on the next replica in turn as a gateway does: from its leases, from what it fetches, or not at all."""
+        self._turn += 1
+        at = self.home[hold_id] = self._turn % len(self.replicas)
+        replica, now_s = self.replicas[at], now_us // US
+        here = replica.book.route(route.subject, now_s)
+        whole = demand._replace(cap_min=demand.cap_max)
+        for round_ in range(ROUNDS_MAX):
+            held = replica.book.hold(here, whole, hold_id, row, now_us, ttl_s)
+            if isinstance(held, Hold):
+                return held
+            if round_ == 0:
+                replica.leases.want(here, demand)
+            for share in replica.leases.lacking(here, demand):
+                replica.leases.due(share.counter)
+            replica.exchange(self.ask, replica.book._now_s, [(here, demand)])
+            lacking = replica.leases.lacking(here, demand)
+            is_open = all(shard.is_open for shard in replica.leases.shards.values())
+            if lacking and is_open and not any(share.pending for share in lacking):
+                return replica.book.hold(here, demand, hold_id, row, now_us, ttl_s)
+            self._recall(replica, lacking)
+        raise AssertionError("others go on having something to give back")
+
+    def _recall(self, asker: Replica, lacking: list[Share]) -> None:
+        """Let the others join, and give back what lies idle."""
+        for other in self.replicas:
+            if other is not asker:
+                for tag in asker.leases.shards:
+                    other.leases.shard(tag)
+                other.leases.recall([share.name for share in lacking])
+                other.exchange(self.ask, asker.book._now_s)
+
+    def settle(self, hold_id: str, actual: Any, now_us: int) -> Settlement | None:
+        if hold_id in self.holds:
+            self.tell_all(now_us // US)
+        return self._told(hold_id, self._at(hold_id).book.settle(hold_id, actual, now_us))
+
+    def expire(self, hold_id: str, now_us: int) -> Settlement:
+        if hold_id in self.holds:
+            self.tell_all(now_us // US)
+        settlement = self._told(hold_id, self._at(hold_id).book.expire(hold_id, now_us))
+        assert settlement is not None
+        return settlement
+
+    def void(self, hold_id: str) -> Hold | None:
+        return self._at(hold_id).book.void(hold_id)
+
+    def renew(self, hold_id: str, now_us: int, ttl_s: int) -> Hold:
+        return self._at(hold_id).book.renew(hold_id, now_us, ttl_s)
+
+    def grant(self, grant: Grant, now_s: int) -> None:
+        for replica in self.replicas:
+            replica.book.grant(grant, now_s)
+
+    def configure(self, budgets: Iterable[Budget], now_s: int) -> None:
+        self.configured = list(budgets)
+        for replica in self.replicas:
+            replica.book.configure(self.configured, now_s)
+
+    def adjust(self, charges: Iterable[Charge], now_s: int) -> None:
+        self.replicas[0].book.adjust(charges, now_s)
+
+    def counters(self, now_s: int) -> list[Counter]:
+        """One counter for each of the name, with the sums of all replicas, which must know each other's."""
+        self.tell_all(now_s)
+        merged: dict[tuple[str, str], Counter] = {}
+        for replica in self.replicas:
+            for counter in replica.book.counters(now_s):
+                known = merged.get((counter.budget.id, counter.name))
+                if known is None:
+                    merged[counter.budget.id, counter.name] = replace(counter)
+                else:
+                    assert known.level == counter.level
+                    known.spent, known.held = known.spent + counter.spent, known.held + counter.held
+        return list(merged.values())
+
+    def spent_charges(self) -> list[Charge]:
+        return [charge for replica in self.replicas for charge in replica.book.spent_charges()]
+
+    def die(self, at: int, now_s: int) -> Book:
+        """Lose a replica's memory, with its leases; its book must be rebuilt from what it journalled."""
+        old = self.replicas[at]
+        self.replicas[at] = Replica(f"r{at}", len(self.replicas), self.configured, now_s)
+        self.replicas[at].at_s = old.at_s
+        return self.replicas[at].book
+
+    def tell_all(self, now_s: int) -> list[Crossing]:
+        """Let every replica tell what it has spent and learn what the others have."""
+        now_s = max([now_s, *(replica.book._now_s for replica in self.replicas)])
+        crossings = []
+        for _ in range(2):
+            for replica in self.replicas:
+                for counter in replica.book.counters(now_s):
+                    replica.leases.due(counter)
+                crossings += replica.exchange(self.ask, now_s)
+        return crossings
+
+    def _at(self, hold_id: str) -> Replica:
+        return self.replicas[self.home[hold_id]]
+
+    def _told(self, hold_id: str, settlement: Settlement | None) -> Settlement | None:
+        if settlement is None:
+            return None
+        assert settlement.crossings == ()
+        crossings = self.tell_all(0)
+        order = [(charge[0], charge[1]) for charge in settlement.charges]
+        crossings.sort(key=lambda crossing: order.index((crossing.budget, crossing.counter)))
+        return replace(settlement, crossings=tuple(crossings))
