@@ -109,7 +109,9 @@ class Worker:
             for work in (sweep_forever(of, self.live), of.webhooks.run(), self._follow_ledger())
         ]
         if of.keeper is not None:
-            background.append(asyncio.create_task(of.keeper.run()))
+            keeping = asyncio.create_task(of.keeper.run())
+            keeping.add_done_callback(lambda task: self._end_without(task, servers))
+            background.append(keeping)
         serving = [
             asyncio.create_task(each.serve(sockets=[bound])) for each, bound in zip(servers, sockets, strict=True)
         ]
@@ -175,6 +177,12 @@ class Worker:
         admin = admin_app(of, self.keys, controls, lambda actor: self.reload(of, controls, actor), reconcile)
         timeouts = {"idle_timeout_s": limits.idle_timeout_s, "drain_timeout_s": limits.drain_timeout_s}
         return [server(data_plane, bounds, **timeouts), server(admin, bounds, **timeouts)]
+
+    def _end_without(self, keeping: asyncio.Task[None], servers: list[Server]) -> None:
+        """Stop where the link to the shared book broke by a fault of ours: what it would grant cannot be trusted."""
+        if not keeping.cancelled() and keeping.exception() is not None:
+            log.error("the link to the shared book broke", exc_info=keeping.exception())
+            self._drain(servers)
 
     def _drain(self, servers: list[Server]) -> None:
         """Take nothing new, let what is in flight end, and interrupt what takes longer than the drain may."""

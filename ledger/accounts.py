@@ -36,7 +36,7 @@ class Accounts:
 
     def configure(self, budgets: Iterable[Budget], now_s: int) -> None:
         """Take a new set of budgets; what had stopped to count under the old ones stays forgotten."""
-        known = [*self, *self._retired.values()]
+        known = self.every()
         self.budgets = {budget.id: budget for budget in budgets}
         self._counters = {budget_id: {} for budget_id in self.budgets}
         self._retired.clear()
@@ -70,6 +70,17 @@ class Accounts:
     def find(self, budget_id: str, name: str) -> Counter | None:
         """The counter in force of that name, if there is one."""
         return self._counters.get(budget_id, {}).get(name)
+
+    def known(self, budget_id: str, resource: str, name: str) -> Counter | None:
+        """The counter of that name, in force or retired."""
+        counter = self.find(budget_id, name)
+        if counter is not None and counter.budget.resource == resource:
+            return counter
+        return self._retired.get((budget_id, resource, name))
+
+    def every(self) -> list[Counter]:
+        """The counters in force and those retired."""
+        return [*self, *self._retired.values()]
 
     def grant(self, grant: Grant, now_s: int) -> None:
         """Add extra limit to a budget's counter, or to all of them; a repeated grant id changes nothing."""
@@ -121,7 +132,7 @@ class Accounts:
         """What is spent in every cell that still counts, in retired counters too."""
         return [
             Charge(counter.budget.id, counter.name, cell.start_s, counter.budget.resource, cell.spent)
-            for counter in (*self, *self._retired.values())
+            for counter in self.every()
             for cell in counter.cells
             if cell.spent
         ]

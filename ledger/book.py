@@ -149,12 +149,13 @@ class Book:
             counter.is_touched = True
             self.touched.append(counter)
 
-    def counter(self, budget_id: str, name: str, now_s: int) -> Counter | None:
-        """The counter of that name, made when there is none; None when no budget of that id keeps such a one."""
-        budget = self.budgets.get(budget_id)
-        if budget is None or not budget.counts(budget.resource, name):
-            return None
-        return self._accounts.counter(budget, name, self._latest(now_s))
+    def known(self, budget_id: str, resource: str, name: str) -> Counter | None:
+        """The counter of that name, in force or kept aside of a budget that is gone."""
+        return self._accounts.known(budget_id, resource, name)
+
+    def every_counter(self) -> list[Counter]:
+        """The counters in force and those kept aside, as they are."""
+        return self._accounts.every()
 
     def find(self, budget_id: str, name: str) -> Counter | None:
         """The counter in force of that name, if there is one."""
@@ -175,6 +176,8 @@ class Book:
                     if name is not None
                 )
             )
+            for counter, _, _ in route.counters:
+                self.touch(counter)
         return route
 
     def hold(

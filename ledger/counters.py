@@ -123,7 +123,11 @@ class Counter:
             self.spent -= gone.spent
             self.held -= gone.held
         self.grants = tuple(grant for grant in self.grants if grant.expires_at_s > now_s)
-        self.limit = self.budget.limit + sum(grant.amount for grant in self.grants)
+        limit = self.budget.limit + sum(grant.amount for grant in self.grants)
+        if limit < self.limit:
+            # What was leased under a larger limit may not fit any more: the store is asked again.
+            self.cell.lease = min(self.cell.lease, self.cell.spent + self.cell.held)
+        self.limit = limit
         self._warn_at = _share(self.limit, self.budget.warn_ratio)
         self._critical_at = _share(self.limit, self.budget.critical_ratio)
         self.turns_s = min(

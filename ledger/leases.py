@@ -6,16 +6,16 @@ stops to use before the exchange is sent; what it is given counts from the answe
 late without harm. A shard is all counters of one organisation, or all that name none: one hash slot of a cluster.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import orjson
 
 from domain.decision import BANDS
 from ledger.book import Book, Crossing, Route
 from ledger.counters import Cell, Counter
+from ledger.exchange_lines import cells_of, given_up, name_of, needs, tag_of
 from ledger.holds import Demand
 from ledger.windows import FOREVER_S
 
@@ -24,11 +24,13 @@ LIMIT_MAX = (1 << 53) - 1  # the store counts in doubles
 HORIZON_S = 2.0
 TELL_S = 1.0
 IDLE_S = 2.0
-LIVE_MS = 3_000
+LIVE_MS = 5_000
 CALM_MS = 500
 UNSEEN = -1
+# How far clocks may be apart before what others have in a window that ended here is forgotten.
+_SKEW_S = 60
 _KEPT_S = 86_400
-_REPLY_HEAD, _REPLY_LINE = 4, 7
+_REPLY_HEAD, _REPLY_LINE = 4, 9
 
 
 class BadReply(Exception):
@@ -39,39 +41,44 @@ class BadReply(Exception):
 class Share:
     """What this replica knows of its part in one shared counter.
 
-    `recall` is the last recall that it saw, UNSEEN before it asks for something; `pending` others have not answered that.
+    `is_known` once the store was told all cells. Of what is asked for, `recall` is the last recall before it (UNSEEN
+    until that is known), `pending` how many others have not answered the one since, and `is_short` that it is not all
+    here. `target` is what should lie ready.
     """
 
     name: str
     counter: Counter
+    is_known: bool = False
+    is_recalled: bool = False
+    recall: int = UNSEEN
+    pending: int = 0
+    is_short: bool = False
+    target: int = 0
     rate_per_s: float = 0.0
     used: int = 0
     used_in_s: int = -1
     seen_at_s: float = 0.0
-    recall: int = UNSEEN
-    pending: int = 0
-    is_short: bool = False
-    is_recalled: bool = False
+    active_at_s: float = 0.0
 
 
-class _Said(NamedTuple):
-    """One cell as an exchange tells it."""
+class _Told(NamedTuple):
+    """What an exchange tells of one share: what is spent by cell, and what it goes by while it is under way."""
 
     share: Share
-    cell: Cell
-    spent: int
-    is_current: bool
+    current: Cell
+    spent: list[tuple[Cell, int]]
+    limit: int
+    asked: int
 
 
 class Exchange(NamedTuple):
-    """One exchange, kept as it is until it is answered."""
+    """One exchange, kept as it is until it is answered; `told` has None for a counter that is given up."""
 
     keys: list[str]
     payload: bytes
     serial: str
-    shares: list[Share]
-    said: list[_Said]
-    asked: dict[str, int]
+    names: list[str]
+    told: list[_Told | None]
     is_join: bool
     is_last: bool
 
@@ -84,8 +91,7 @@ class Shard:
     epoch: str = ""
     serial: str = ""
     is_open: bool = False
-    has_joined: bool = False
-    due: dict[str, Share] = field(default_factory=dict)
+    due: dict[str, None] = field(default_factory=dict)
     joining: list[str] | None = None
     told_at_s: float = 0.0
     is_urgent: bool = False
@@ -93,34 +99,40 @@ class Shard:
 
 
 class Leases:
-    """The leases of one replica on the counters of a shared book."""
+    """The leases of one replica on the counters of a shared book, which has been rebuilt by then."""
 
-    def __init__(self, book: Book, replica: str, replicas: int, nonce: str) -> None:
+    def __init__(self, book: Book, replica: str, replicas: int, nonce: str, *, horizon_s: float = HORIZON_S) -> None:
         self.book = book
         self.replica = replica
         self.is_durable = False
         self.shards: dict[str, Shard] = {}
         self._replicas = replicas
         self._nonce = nonce
+        self._horizon_s = horizon_s
         self._count = 0
         self._shares: dict[str, Share] = {}
         self._looked_at_s = 0.0
+        for counter in book.every_counter():
+            for cell in counter.cells:
+                # An older process saw the thresholds that this crossed.
+                cell.reported = cell.spent
 
     def collect(self, at_s: float) -> None:
         """Note what the book has touched, and what lies idle, as due to be told."""
         for counter in self.book.touched:
             counter.is_touched = False
-            self.due(counter)
+            self.due(counter).active_at_s = at_s
         self.book.touched.clear()
         if at_s - self._looked_at_s < IDLE_S:
             return
         self._looked_at_s = at_s
         for share in list(self._shares.values()):
-            budget, cell = share.counter.budget, share.counter.cell
-            if self.book.find(budget.id, share.counter.name) is not share.counter:
+            counter, cell = share.counter, share.counter.cell
+            if self._known(share.name) is None:
                 del self._shares[share.name]
-            elif cell.lease or cell.held or share.rate_per_s or share.counter.held_elsewhere:
-                self.due(share.counter)
+                self._shard_of(share.name).due[share.name] = None
+            elif cell.lease > cell.spent or counter.held or counter.held_elsewhere or not share.is_known:
+                self.due(counter)
 
     def want(self, route: Route, demand: Demand) -> None:
         """Let the next exchanges ask for what a demand lacks here, and recall it where it is not free."""
@@ -130,11 +142,11 @@ class Leases:
 
     def lacking(self, route: Route, demand: Demand) -> list[Share]:
         """The shares that cannot hold a demand at its largest output cap as they are."""
-        needs = demand.at(demand.cap_max)
-        return [self._share(counter) for counter, index, hard in route.counters if hard and counter.room < needs[index]]
+        most = demand.at(demand.cap_max)
+        return [self._share(counter) for counter, index, hard in route.counters if hard and counter.room < most[index]]
 
     def recall(self, names: Iterable[str]) -> bool:
-        """Another replica needs what lies idle on these counters; whether this one keeps any of them."""
+        """Another replica needs what lies idle on these counters; whether this one may have any of it."""
         found = False
         for name in names:
             share = self._shares.get(name)
@@ -147,27 +159,19 @@ class Leases:
         """The next exchange of a shard: the one that was not answered yet, or a new one."""
         if shard.in_flight is not None:
             return shard.in_flight
-        needs = _needs(waiting)
-        is_join, is_last = shard.joining is not None, False
-        if shard.joining is not None:
-            names, rest = shard.joining[:LINES_MAX], shard.joining[LINES_MAX:]
-            is_last = not rest
-            shard.joining = rest or None
-        else:
-            names = list(shard.due)[:LINES_MAX] if shard.epoch else []
-            for name in names:
-                del shard.due[name]
-        shares, said, lines, returns = [], [], [], False
+        needed = needs(waiting)
+        is_join, names, is_last = _next_page(shard)
+        told: list[_Told | None] = []
+        lines, returns = [], False
         for name in names:
-            share = self._known(name, now_s)
+            share = self._known(name)
             if share is None:
-                lines.append(_release(name))
+                told.append(None)
+                lines.append(given_up(name))
                 continue
-            cells = self._tell(share, now_s, is_join=is_join)
-            line, gave = self._line(share, cells, needs.get(name, 0), (now_s, at_s), is_join=is_join)
+            line, said, gave = self._line(share, needed.get(name, 0), now_s, at_s, is_join=is_join)
+            told.append(said)
             lines.append(line)
-            said += cells
-            shares.append(share)
             returns |= gave
         self._count += 1
         serial = f"{self._count}:{self._nonce}"
@@ -175,7 +179,6 @@ class Leases:
         ask = {
             "replica": self.replica,
             "epoch": shard.epoch,
-            "fresh": f"{now_s}-{self._nonce}-{self._count}",
             "serial": serial,
             "after": shard.serial,
             "durable": int(self.is_durable),
@@ -190,9 +193,9 @@ class Leases:
             "lines": lines,
         }
         prefix = f"bursar:{{{shard.tag}}}"
-        keys = [f"{prefix}:state", f"{prefix}:replica:{self.replica}", *(f"{prefix}:counter:{name}" for name in names)]
-        asked = {line["name"]: line["cells"][-1][2] + line["need"] for line in lines if line["need"] and not is_join}
-        shard.in_flight = Exchange(keys, orjson.dumps(ask), serial, shares, said, asked, is_join, is_last)
+        mine = f"{prefix}:replica:{self.replica}"
+        keys = [f"{prefix}:state", mine, f"{mine}:answer", *(f"{prefix}:counter:{name}" for name in names)]
+        shard.in_flight = Exchange(keys, orjson.dumps(ask), serial, names, told, is_join, is_last)
         return shard.in_flight
 
     def apply(self, shard: Shard, reply: Sequence[bytes], now_s: int) -> list[Crossing]:
@@ -202,24 +205,19 @@ class Leases:
         """
         exchange = shard.in_flight
         kind = bytes(reply[0]) if reply else b""
-        if exchange is None or kind not in (b"ok", b"join", b"stale"):
+        if exchange is None or kind not in (b"ok", b"join", b"stale") or len(reply) < _REPLY_HEAD:
             raise BadReply(f"the store answered {kind!r}")
         if kind == b"ok":
-            if len(reply) != _REPLY_HEAD + _REPLY_LINE * (len(exchange.keys) - 2):
-                raise BadReply(f"the store answered {len(reply)} values to {len(exchange.keys) - 2} counters")
-            shard.in_flight = None
-            shard.serial = exchange.serial
+            facts = _facts(reply, len(exchange.names))
+            shard.in_flight, shard.serial = None, exchange.serial
             shard.is_open = reply[2] == b"1"
-            crossings = self._take(shard, exchange, [int(value) for value in reply[_REPLY_HEAD:]])
-            shard.has_joined |= exchange.is_last
-            return crossings
+            return self._take(shard, exchange, facts)
         shard.in_flight, shard.is_open = None, False
-        for share in exchange.shares:
-            shard.due[share.name] = share
+        shard.due |= dict.fromkeys(exchange.names)
         shard.epoch, shard.serial, shard.joining = "", "", None
         if kind == b"join":
             shard.epoch, shard.serial = reply[2].decode(), reply[3].decode()
-            shard.joining = self._held_in(shard, [name.decode() for name in reply[_REPLY_HEAD:]], now_s)
+            shard.joining = self._kept_in(shard, [name.decode() for name in reply[_REPLY_HEAD:]])
         return []
 
     def shard(self, tag: str) -> Shard:
@@ -231,8 +229,9 @@ class Leases:
 
     def due(self, counter: Counter, *, is_urgent: bool = False) -> Share:
         """Let the store be told of a counter with the next exchange of its shard, which cannot wait if it is urgent."""
-        share, shard = self._share(counter), self.shard(tag_of(counter.name))
-        shard.due[share.name] = share
+        share = self._share(counter)
+        shard = self.shard(tag_of(counter.name))
+        shard.due[share.name] = None
         shard.is_urgent |= is_urgent
         return share
 
@@ -242,7 +241,10 @@ class Leases:
             return True
         if not shard.due:
             return False
-        return at_s - shard.told_at_s >= TELL_S or any(_is_low(share) for share in shard.due.values())
+        return at_s - shard.told_at_s >= TELL_S or any(self._is_low(name) for name in shard.due)
+
+    def _shard_of(self, name: str) -> Shard:
+        return self.shard(tag_of(name.split("|", 3)[3]))
 
     def _share(self, counter: Counter) -> Share:
         name = name_of(counter)
@@ -251,115 +253,111 @@ class Leases:
             share = self._shares[name] = Share(name, counter)
         return share
 
-    def _known(self, name: str, now_s: int) -> Share | None:
-        """The share of that name; None when its budget is gone or counts otherwise now."""
-        budget_id, _, _, counter_name = name.split("|", 3)
-        counter = self.book.counter(budget_id, counter_name, now_s)
+    def _known(self, name: str) -> Share | None:
+        """The share of that name; None when the book has no such counter, or counts it over another window now."""
+        budget_id, resource, _, counter_name = name.split("|", 3)
+        counter = self.book.known(budget_id, resource, counter_name)
         return self._share(counter) if counter is not None and name_of(counter) == name else None
 
-    def _held_in(self, shard: Shard, indexed: Iterable[str], now_s: int) -> list[str]:
-        """Every counter of a shard of which this replica has something, here or in the store's index."""
+    def _is_low(self, name: str) -> bool:
+        """Whether half of what should lie ready is used up."""
+        share = self._shares.get(name)
+        return share is not None and 2 * share.counter.room < share.target
+
+    def _kept_in(self, shard: Shard, indexed: Iterable[str]) -> list[str]:
+        """Every counter of a shard of which this replica may have something, here or in the store's index."""
         names = dict.fromkeys(indexed)
-        for counter in self.book.counters(now_s):
+        for counter in self.book.every_counter():
             if tag_of(counter.name) == shard.tag:
-                names[self._share(counter).name] = None
+                names[name_of(counter)] = None
         return list(names)
 
-    def _tell(self, share: Share, now_s: int, *, is_join: bool) -> list[_Said]:
-        """The cells that the store must hear of, the current one last."""
+    def _line(
+        self, share: Share, needed: int, now_s: int, at_s: float, *, is_join: bool
+    ) -> tuple[dict[str, Any], _Told, bool]:
+        """What an exchange says of one counter, and whether it gives something back."""
         counter = share.counter
         if now_s >= counter.turns_s:
             counter.turn(now_s)
-        told = []
-        for cell in counter.cells:
-            used = cell.spent + cell.held
-            if cell is not counter.cell and (is_join or cell.lease != used or cell.reported != cell.spent):
-                cell.lease = used
-                told.append(_Said(share, cell, cell.spent, is_current=False))
-        return [*told, _Said(share, counter.cell, counter.cell.spent, is_current=True)]
-
-    def _line(
-        self, share: Share, said: list[_Said], needed: int, times: tuple[int, float], *, is_join: bool
-    ) -> tuple[dict[str, Any], bool]:
-        """What an exchange says of one counter, and whether it gives something back."""
-        now_s, at_s = times
-        counter, budget = share.counter, share.counter.budget
-        cell, window = counter.cell, budget.window
+        cell, window = counter.cell, counter.budget.window
         used = cell.spent + cell.held
-        target = _target(share, used, at_s)
-        lease, is_tight = cell.lease, share.is_recalled and not is_join
-        if is_join:
-            lease = max(lease, used)
-        elif is_tight:
+        is_leased = counter.budget.is_hard and self.book.find(counter.budget.id, counter.name) is counter
+        share.target = self._target(share, used, at_s) if is_leased else 0
+        lease, is_tight = cell.lease, share.is_recalled
+        if is_tight or not is_leased:
             lease = min(lease, used)
-        elif lease - used > 4 * target:
-            lease = used + target
+        elif lease - used > 4 * share.target:
+            lease = used + share.target
         gave = lease < cell.lease
         if gave:
             # From here on it is not used any more, whether the exchange arrives or not.
             cell.lease = lease
             counter.refit()
-        share.is_recalled &= is_join
-        leases = {each.cell.start_s: each.cell.lease for each in said} | {cell.start_s: lease}
+        share.is_recalled = False
+        is_whole = is_join or not share.is_known
+        spent, cells = cells_of(counter, is_whole=is_whole)
+        need = max(0, needed - max(0, lease - used)) if is_leased and not is_join else 0
         gone_s = window.cell_gone_s(cell.start_s)
         line = {
             "name": share.name,
             "limit": min(counter.limit, LIMIT_MAX),
-            "hard": budget.is_hard,
+            "hard": is_leased,
             "from_s": cell.start_s,
+            "old_s": window.cell_start_s(now_s - _SKEW_S),
             "span_s": window.duration_s + window.cell_s if window.kind == "rolling" else 0,
             "ttl_s": 0 if gone_s >= FOREVER_S else max(0, gone_s - now_s) + _KEPT_S,
-            "cells": [[each.cell.start_s, each.spent, leases[each.cell.start_s]] for each in said],
-            "need": max(0, needed - max(0, lease - used)),
-            "want": 0 if is_tight else max(0, used + target - lease),
+            "whole": is_whole,
+            "cells": cells,
+            "need": need,
+            "want": 0 if is_tight else max(0, used + share.target - lease),
             "tight": is_tight,
             "gen": share.recall,
-            "force": budget.on_unavailable == "allow",
         }
-        return line, gave
+        return line, _Told(share, cell, spent, counter.limit, lease + need if need else 0), gave
 
-    def _take(self, shard: Shard, exchange: Exchange, values: list[int]) -> list[Crossing]:
-        # Thresholds are seen once all replicas are in the sums; a new process does not see again what an older one saw.
+    def _target(self, share: Share, used: int, at_s: float) -> int:
+        """What should lie ready: what the present rate uses in the horizon, and as much again as requests hold."""
+        cell = share.counter.cell
+        if share.used_in_s == cell.start_s:
+            elapsed_s = max(at_s - share.seen_at_s, 0.001)
+            share.rate_per_s = (share.rate_per_s + max(0, used - share.used) / elapsed_s) / 2
+        share.used, share.used_in_s, share.seen_at_s = used, cell.start_s, at_s
+        if at_s - share.active_at_s >= self._horizon_s:
+            share.rate_per_s = 0.0
+            return 0
+        return int(share.rate_per_s * self._horizon_s) + max(0, cell.held) + 1
+
+    def _take(self, shard: Shard, exchange: Exchange, facts: list[list[int]]) -> list[Crossing]:
         is_summed = shard.is_open and not exchange.is_join
-        is_first = exchange.is_join and not shard.has_joined
-        names = [key.split(":counter:", 1)[1] for key in exchange.keys[2:]]
-        facts = {name: values[at * _REPLY_LINE : (at + 1) * _REPLY_LINE] for at, name in enumerate(names)}
-        before = {share.name: _reported(share.counter) for share in exchange.shares}
         crossings = []
-        for share, cell, spent, is_current in exchange.said:
-            counter = share.counter
-            if is_summed or is_first:
-                cell.reported = spent
-            if not is_current:
+        for told, fact in zip(exchange.told, facts, strict=True):
+            if told is None:
                 continue
-            cell.lease, spent_elsewhere, held_elsewhere, stranded, *recall, recalled = facts[share.name]
-            if share.name in exchange.asked:
-                share.is_short = cell.lease < exchange.asked[share.name]
-                share.pending, share.recall = recall
-            share.is_recalled = share.is_recalled or recalled > 0
-            if recalled or cell is not counter.cell:
+            lease, spent_elsewhere, held_elsewhere, stranded, before, after, pending, recall, recalled = fact
+            share, cell, counter = told.share, told.current, told.share.counter
+            share.is_known = is_summed
+            if is_summed:
+                for each, spent in told.spent:
+                    each.reported = spent
+            if told.asked:
+                share.is_short, share.pending, share.recall = lease < told.asked, pending, recall
+            if name_of(counter) != share.name:
+                continue  # it counts over another window by now
+            cell.lease = lease
+            is_late = cell is not counter.cell or counter.limit < told.limit
+            if is_late:
+                # It was meant for another window or limit than that of now.
+                cell.lease = min(lease, cell.spent + cell.held)
+            if recalled or is_late:
+                share.is_recalled = True
                 self.due(counter, is_urgent=True)
             if cell is counter.cell:
                 counter.spent_elsewhere, counter.held_elsewhere = spent_elsewhere, held_elsewhere
                 counter.stranded = stranded
-                counter.refit()
-                counter.grade()
-                if is_summed:
-                    told = spent_elsewhere + before[share.name], spent_elsewhere + _reported(counter)
-                    crossings += _crossed(counter, *told)
+                crossings += _crossed(counter, spent_elsewhere + before, spent_elsewhere + after)
+            counter.refit()
+            counter.grade()
         return crossings
-
-
-def name_of(counter: Counter) -> str:
-    """The name of a counter in the store; another resource or window is another account."""
-    budget = counter.budget
-    return f"{budget.id}|{budget.resource}|{budget.window.text}|{counter.name}"
-
-
-def tag_of(counter_name: str) -> str:
-    """The hash tag of a counter: its organisation, or `-` when its scope names none."""
-    first = counter_name.split(",", 1)[0]
-    return quote(first.removeprefix("org=")) if first.startswith("org=") else "-"
 
 
 def channel(tag: str) -> str:
@@ -367,46 +365,27 @@ def channel(tag: str) -> str:
     return f"bursar:{{{tag}}}:recall"
 
 
-def _needs(waiting: Sequence[tuple[Route, Demand]]) -> Mapping[str, int]:
-    """What those who wait need together of each counter, at their largest output caps."""
-    needs: dict[str, int] = {}
-    for route, demand in waiting:
-        amounts = demand.at(demand.cap_max)
-        for counter, index, hard in route.counters:
-            if hard and amounts[index]:
-                name = name_of(counter)
-                needs[name] = needs.get(name, 0) + amounts[index]
-    return needs
+def _next_page(shard: Shard) -> tuple[bool, list[str], bool]:
+    """Whether the next exchange joins, the counters that it tells of, and whether the join is complete with it."""
+    if shard.joining is not None:
+        names, rest = shard.joining[:LINES_MAX], shard.joining[LINES_MAX:]
+        shard.joining = rest or None
+        return True, names, not rest
+    names = list(shard.due)[:LINES_MAX] if shard.epoch else []
+    for name in names:
+        del shard.due[name]
+    return False, names, False
 
 
-def _target(share: Share, used: int, at_s: float) -> int:
-    """What should lie ready: what is used in HORIZON_S at the present rate."""
-    cell = share.counter.cell
-    if share.used_in_s == cell.start_s:
-        elapsed_s = max(at_s - share.seen_at_s, 0.001)
-        share.rate_per_s = (share.rate_per_s + max(0, used - share.used) / elapsed_s) / 2
-        is_idle = used <= share.used and elapsed_s >= HORIZON_S
-        if is_idle or share.rate_per_s * HORIZON_S < 1:
-            share.rate_per_s = 0.0
-    share.used, share.used_in_s, share.seen_at_s = used, cell.start_s, at_s
-    return int(share.rate_per_s * HORIZON_S) + 1 if share.rate_per_s else 0
-
-
-def _is_low(share: Share) -> bool:
-    """Whether half of what should lie ready is used up."""
-    counter = share.counter
-    return counter.budget.is_hard and 2 * counter.room < share.rate_per_s * HORIZON_S
-
-
-def _release(name: str) -> dict[str, Any]:
-    """A line that gives back all that the store still has for this replica on a counter that it does not keep."""
-    said: dict[str, Any] = {"name": name, "limit": 0, "hard": False, "from_s": 0, "span_s": 0, "ttl_s": 0}
-    return said | {"cells": [], "need": 0, "want": 0, "tight": True, "gen": 0, "force": False}
-
-
-def _reported(counter: Counter) -> int:
-    """What the store knows to be spent here in the cells that count."""
-    return sum(cell.reported for cell in counter.cells)
+def _facts(reply: Sequence[bytes], count: int) -> list[list[int]]:
+    """The numbers of each line of an answer; BadReply."""
+    if len(reply) != _REPLY_HEAD + _REPLY_LINE * count:
+        raise BadReply(f"the store answered {len(reply)} values to {count} counters")
+    try:
+        values = [int(value) for value in reply[_REPLY_HEAD:]]
+    except ValueError as error:
+        raise BadReply(f"the store answered no number: {error}") from None
+    return [values[at : at + _REPLY_LINE] for at in range(0, len(values), _REPLY_LINE)]
 
 
 def _crossed(counter: Counter, before: int, after: int) -> list[Crossing]:

@@ -16,7 +16,7 @@ from gateway.cli.output import complain, console, print_json
 from gateway.cli.store import ledger_url
 from gateway.home import Home
 from ledger.checkpoints import BlockFile, Checkpoint, CheckpointLog, CheckpointsDamaged, Leaves, LeavesMissing, parse
-from ledger.client import LedgerClient, open_ledger
+from ledger.client import LedgerClient, QueryFailed, open_ledger
 from ledger.exports import FolderTarget
 from ledger.merkle import BLOCK_LEAVES, folded, leaf_hash
 from ledger.proofs import NotProvable, Prover, newest_checkpoint
@@ -57,7 +57,7 @@ def verify(
     opened = open_ledger(at_home.path, ledger_url(home, config)) if with_store else nullcontext()
     with opened as client:
         if client is not None:
-            client.flush()
+            _ship(client)
         for name in [writer] if writer else _writers(at_home, exported):
             try:
                 reports[name] = _verified(at_home, name, exported, key or [], client)
@@ -195,7 +195,7 @@ class _StoredEvents:
 
 def _compare_sums(writer: str, client: LedgerClient, report: Report) -> None:
     """Failed unless the rows of `usage` add up to what the journal's records add up to."""
-    client.flush()
+    _ship(client)
     span = {"writer": writer, "first": str(report.first_seq), "last": str(report.last_seq)}
     by_status = client.rows(f"SELECT status, count() AS n, {_SUMS} {_ROWS} GROUP BY status", **span)
     charges = client.rows(_CHARGES_SQL, **span)
@@ -217,6 +217,14 @@ def _compare_sums(writer: str, client: LedgerClient, report: Report) -> None:
             key = min(differing, key=str)
             raise Failed(f"the store's {what} of {key} are {store[key]}, the journal's {journal[key]}")
     report.notes.append("the store's usage adds up to the same rows, amounts and charges")
+
+
+def _ship(client: LedgerClient) -> None:
+    """Has what is in the journals now shipped as far as it can be: what cannot be is what is being looked for."""
+    try:
+        client.flush()
+    except QueryFailed as failed:
+        complain(f"the store is behind the journals: {failed}")
 
 
 def _leaves(client: LedgerClient) -> Leaves:

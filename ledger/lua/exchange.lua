@@ -1,10 +1,10 @@
 -- One exchange between a replica and the shared book: it tells what it has spent and gives back, and is told what it may
--- spend from now on. KEYS: the shard's state, this replica's index of counters, then one hash per counter. ARGV: JSON.
--- All is read and checked before anything is written, so that an error leaves everything as it was.
+-- spend from now on. ARGV: JSON. KEYS: the shard's state, this replica's index of counters, its last answer, then one
+-- hash per counter. All is read and checked before anything is written, so that an error leaves everything as it was.
 --
 -- state     epoch, run (of the server that the epoch began on), and per replica: serial, joined, seen
--- counter   epoch, gen and gen_ms of the last recall, and per replica: a (the recall it has answered), and for each cell
---           g (its lease) and s (what it has spent of it); what counts against the limit is the larger of the two
+-- counter   epoch, gen (of the last recall) and gen_ms, and per replica: a (the recall it has answered), and for each
+--           cell g (what is debited for it: its lease, or what it uses where that is more) and s (what it has spent)
 -- Numbers are whole and below 2^53, and are written with all their digits.
 
 local ask = cjson.decode(ARGV[1])
@@ -28,9 +28,11 @@ end
 -- not be believed either, and a new epoch begins with nothing.
 local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 if not state.epoch or (state.run ~= run and ask.durable == 0) then
+  -- Named by the server: a late repetition from before must not be able to begin an old epoch again.
+  local epoch = run .. '-' .. clock[1] .. '-' .. clock[2]
   redis.call('DEL', KEYS[1])
-  redis.call('HSET', KEYS[1], 'epoch', ask.fresh, 'run', run)
-  return {'join', text(now_ms), ask.fresh, ''}
+  redis.call('HSET', KEYS[1], 'epoch', epoch, 'run', run)
+  return {'join', text(now_ms), epoch, ''}
 end
 if state.run ~= run then
   redis.call('HSET', KEYS[1], 'run', run)
@@ -44,9 +46,14 @@ if ask.epoch ~= state.epoch or (not state['joined|' .. me] and not ask.join) the
   return answer
 end
 
--- A repeated exchange changes nothing and is answered with how things stand; one that another overtook is not answered.
-local is_repeat = serial == ask.serial
-if not is_repeat and serial ~= ask.after then
+-- A repeated exchange changes nothing and has the same answer; one that another overtook has none.
+if serial == ask.serial then
+  local answer = redis.call('GET', KEYS[3])
+  if answer then
+    return cjson.decode(answer)
+  end
+end
+if serial ~= ask.after then
   return {'stale', text(now_ms), state.epoch, serial}
 end
 
@@ -68,16 +75,23 @@ if not is_live[me] then
   members = members + 1
 end
 local is_open = joined >= ask.replicas
+local is_summed = is_open and not ask.join
+
+local function blank()
+  return {g = {}, s = {}, a = {}, gen = 0, gen_ms = 0, dropped = {}}
+end
 
 local function read(key)
-  local counter = {g = {}, s = {}, a = {}, gen = 0, gen_ms = 0}
+  local counter = blank()
   local fields = redis.call('HGETALL', key)
   for i = 1, #fields, 2 do
     local name, value = fields[i], fields[i + 1]
-    local kind, cell, replica = string.match(name, '^(%a)|(%d+)|(.*)$')
+    local kind, cell, replica = string.match(name, '^([gs])|(%d+)|(.*)$')
     if kind then
       counter[kind][cell] = counter[kind][cell] or {}
       counter[kind][cell][replica] = tonumber(value)
+    elseif string.sub(name, 1, 2) == 'a|' then
+      counter.a[string.sub(name, 3)] = tonumber(value)
     elseif name == 'epoch' then
       counter.epoch = value
     else
@@ -85,7 +99,8 @@ local function read(key)
     end
   end
   if counter.epoch and counter.epoch ~= state.epoch then
-    return {g = {}, s = {}, a = {}, gen = 0, gen_ms = 0, is_stale = true}
+    counter = blank()
+    counter.is_stale = true
   end
   return counter
 end
@@ -95,23 +110,29 @@ local function of(cells, cell)
   return cells[cell]
 end
 
--- What this replica says of its own cells, taken into what is known.
+-- What this replica says of its own cells, taken into what is known. What it has spent is summed only once all replicas
+-- have joined, so that a threshold is seen by the one exchange that crosses it.
 local function tell(line, counter)
-  if ask.join then
-    for cell, leases in pairs(counter.g) do
-      if leases[me] then
-        leases[me] = of(counter.s, cell)[me] or 0
-      end
-    end
-  end
+  local told = {}
   for _, said in ipairs(line.cells) do
-    local cell = text(said[1])
+    local cell, reported, spent, used, keeps = text(said[1]), said[2], said[3], said[4], said[5]
     local leases, spents = of(counter.g, cell), of(counter.s, cell)
-    local spent, keeps = said[2], said[3]
-    if not ask.join and not line.force then
+    if not ask.join then
       keeps = math.min(keeps, leases[me] or 0)
     end
-    spents[me], leases[me] = spent, math.max(keeps, spent)
+    leases[me] = math.max(keeps, used)
+    spents[me] = is_summed and spent or spents[me] or reported
+    told[cell] = true
+  end
+  if line.whole then
+    for _, kind in ipairs({'g', 's'}) do
+      for cell, values in pairs(counter[kind]) do
+        if values[me] and not told[cell] then
+          values[me] = nil
+          counter.dropped[#counter.dropped + 1] = kind .. '|' .. cell .. '|' .. me
+        end
+      end
+    end
   end
 end
 
@@ -119,18 +140,35 @@ local function counts(line, cell)
   if line.span_s > 0 then
     return tonumber(cell) + line.span_s > now_s
   end
-  return tonumber(cell) == line.from_s
+  return tonumber(cell) >= line.from_s
+end
+
+local function is_old(line, cell)
+  if line.span_s > 0 then
+    return not counts(line, cell)
+  end
+  return tonumber(cell) < line.old_s
 end
 
 -- How many replicas that have something unused have not yet answered the last recall.
 local function pending(counter, sums)
-  local count, answered = 0, of(counter.a, '0')
+  local count = 0
   for replica in pairs(sums.unused) do
-    if (answered[replica] or 0) < counter.gen then
+    if (counter.a[replica] or 0) < counter.gen then
       count = count + 1
     end
   end
   return count
+end
+
+local function spent_by_me(line, counter)
+  local spent = 0
+  for cell, spents in pairs(counter.s) do
+    if counts(line, cell) then
+      spent = spent + (spents[me] or 0)
+    end
+  end
+  return spent
 end
 
 -- The sums over the cells that count: spent and debited by anyone, what is stranded, and what others might give back.
@@ -166,17 +204,23 @@ end
 
 local counters, answer, published = {}, {'ok', text(now_ms), is_open and '1' or '0', tostring(members)}, {}
 for i, line in ipairs(ask.lines) do
-  local key = KEYS[i + 2]
-  local counter = read(key)
-  if not is_repeat then
-    tell(line, counter)
-  end
+  local counter = read(KEYS[i + 3])
+  local before = spent_by_me(line, counter)
+  tell(line, counter)
   local sums = sum(line, counter)
-  if not is_repeat and line.hard and is_open and not ask.join then
+  local leases = of(counter.g, text(line.from_s))
+  local used = #line.cells > 0 and line.cells[#line.cells][4] or 0
+  -- Where more is debited than there is, by an overage or under a lower limit, nothing may lie idle.
+  local is_over = line.hard and sums.debited > line.limit and (leases[me] or 0) > used
+  local give, seen = 0, line.gen
+  if seen < 0 or seen > counter.gen then
+    seen = counter.gen
+  end
+  if line.hard and is_summed then
     local free = math.max(0, line.limit - sums.debited)
-    local give = math.min(line.need, free)
-    -- Who has not seen the last recall through opens another, unless one is under way.
-    if give < line.need and next(sums.unused) and line.gen ~= counter.gen and pending(counter, sums) == 0 then
+    give = math.min(line.need, free)
+    -- Who has not seen a recall through since it first asked opens one, unless one is under way.
+    if give < line.need and next(sums.unused) and seen == counter.gen and pending(counter, sums) == 0 then
       counter.gen, counter.gen_ms = counter.gen + 1, now_ms
       published[#published + 1] = line.name
     end
@@ -184,60 +228,68 @@ for i, line in ipairs(ask.lines) do
       -- Beyond what is needed now each gets less the less is left, so that little lies idle where it is not wanted.
       give = give + math.min(line.want, math.floor((free - give) / (2 * members)))
     end
-    local leases = of(counter.g, text(line.from_s))
     leases[me] = (leases[me] or 0) + give
     sums.debited, sums.mine_debited = sums.debited + give, sums.mine_debited + give
   end
-  local answered = of(counter.a, '0')
-  if line.tight and not is_repeat then
-    answered[me] = counter.gen
+  if line.tight or give < line.need then
+    counter.a[me] = counter.gen
   end
   counters[i] = counter
-  answer[#answer + 1] = text(of(counter.g, text(line.from_s))[me] or 0)
+  answer[#answer + 1] = text(leases[me] or 0)
   answer[#answer + 1] = text(sums.spent - sums.mine_spent)
   answer[#answer + 1] = text(sums.debited - sums.mine_debited - (sums.spent - sums.mine_spent))
   answer[#answer + 1] = text(sums.stranded)
+  answer[#answer + 1] = text(before)
+  answer[#answer + 1] = text(sums.mine_spent)
   answer[#answer + 1] = tostring(pending(counter, sums))
-  answer[#answer + 1] = text(counter.gen)
-  answer[#answer + 1] = (answered[me] or 0) < counter.gen and '1' or '0'
-end
-if is_repeat then
-  return answer
+  answer[#answer + 1] = text(seen)
+  local is_recalled = (counter.a[me] or 0) < counter.gen and sums.mine_debited > sums.mine_spent
+  answer[#answer + 1] = (is_recalled or is_over) and '1' or '0'
 end
 
-for i, line in ipairs(ask.lines) do
-  local key, counter = KEYS[i + 2], counters[i]
-  if counter.is_stale then
-    redis.call('DEL', key)
-  end
-  local set, gone = {'epoch', state.epoch, 'gen', text(counter.gen), 'gen_ms', text(counter.gen_ms)}, {}
-  set[#set + 1], set[#set + 2] = 'a|0|' .. me, text(counter.a['0'][me] or 0)
+local function write(key, line, counter)
+  local fields = {'epoch', state.epoch, 'gen', text(counter.gen), 'gen_ms', text(counter.gen_ms)}
+  fields[#fields + 1], fields[#fields + 2] = 'a|' .. me, text(counter.a[me] or 0)
+  local gone, is_mine = counter.dropped, false
   for _, kind in ipairs({'g', 's'}) do
     for cell, values in pairs(counter[kind]) do
-      local is_old = line.span_s > 0 and not counts(line, cell) or tonumber(cell) < line.from_s and line.span_s == 0
       for replica, value in pairs(values) do
-        if is_old then
+        if is_old(line, cell) then
           gone[#gone + 1] = kind .. '|' .. cell .. '|' .. replica
         elseif replica == me then
-          set[#set + 1], set[#set + 2] = kind .. '|' .. cell .. '|' .. me, text(value)
+          fields[#fields + 1], fields[#fields + 2] = kind .. '|' .. cell .. '|' .. me, text(value)
+          is_mine = is_mine or value ~= 0
         end
       end
     end
   end
-  redis.call('HSET', key, unpack(set))
+  redis.call('HSET', key, unpack(fields))
   for first = 1, #gone, 100 do
     redis.call('HDEL', key, unpack(gone, first, math.min(first + 99, #gone)))
   end
   if line.ttl_s > 0 then
     redis.call('EXPIRE', key, text(line.ttl_s))
   end
-  redis.call('SADD', KEYS[2], line.name)
+  redis.call(is_mine and 'SADD' or 'SREM', KEYS[2], line.name)
 end
+
+for i, line in ipairs(ask.lines) do
+  local key, counter = KEYS[i + 3], counters[i]
+  if counter.is_stale then
+    redis.call('DEL', key)
+  end
+  if #line.cells > 0 or counter.epoch then
+    write(key, line, counter)
+  else
+    redis.call('SREM', KEYS[2], line.name)
+  end
+end
+redis.call('SET', KEYS[3], cjson.encode(answer))
 redis.call('HSET', KEYS[1], 'serial|' .. me, ask.serial, 'seen|' .. me, text(now_ms))
 if ask.join and ask.is_last then
   redis.call('HSET', KEYS[1], 'joined|' .. me, '1')
 end
-if #published > 0 or ask.is_last then
+if #published > 0 or (ask.join and ask.is_last) then
   redis.call('PUBLISH', ask.channel, cjson.encode({me, published}))
 elseif ask.returns then
   redis.call('PUBLISH', ask.channel, cjson.encode({me}))

@@ -55,7 +55,7 @@ def account_faults(replicas: Replicas, redis_url: str, ledger: LedgerClient) -> 
         "redis, of all": (total(charges), shared_counters.spent_by_cell(found))
     }
     for name, replica in replicas.of.items():
-        in_redis = shared_counters.spent_by_cell(debit for debit in found if debit.replica == name)
+        in_redis = shared_counters.spent_by_cell(debit for debit in found if debit.replica.startswith(f"{name}-"))
         accounts[f"redis, of {name}"] = (charges[name], in_redis)
         by_counter: Counter[tuple[str, str]] = Counter()
         for (budget, counter, _), amount in charges[name].items():

@@ -27,6 +27,7 @@ CONFIG = Path(__file__).with_name("sim.yaml")
 TEAMS = ("search", "research")
 CLIENTS = 12
 LOAD_S_MAX = 1.0
+LIMIT_S_MAX = 60.0
 # Everything is killed within its start, too, one time in so many.
 IN_START_EVERY = 5
 START_S_MAX = 3.0
@@ -53,6 +54,8 @@ class Mortal(Deployment):
             os.kill(pid, signal.SIGKILL)
         self._process.wait()
         eventually(lambda: not any(_is_running(pid) for pid in pids[1:]), "all processes are gone")
+        # The next supervisor takes it away as it starts; whoever waits for that one must not read it just then.
+        (self.home / "run" / "gateway.json").unlink(missing_ok=True)
 
 
 class Load:
@@ -60,6 +63,7 @@ class Load:
 
     def __init__(self) -> None:
         self.answered: dict[str, str] = {}
+        self.has_refusal = asyncio.Event()
         self.dice = random.Random(KILLS)
 
     async def ask_on(self, session: aiohttp.ClientSession, url: str, secret: str) -> None:
@@ -78,6 +82,7 @@ class Load:
                 if whole:
                     self.answered[response.headers["x-request-id"]] = "ok" if response.status == 200 else "refused"
             if response.status != 200:
+                self.has_refusal.set()
                 await asyncio.sleep(0.02)
 
 
@@ -114,8 +119,8 @@ def overspent(deployment: Deployment) -> list[dict[str, Any]]:
     return [each for each in counters if each["mode"] == "hard" and each["spent"] + each["held"] > each["limit"]]
 
 
-async def kill_under_load(deployment: Mortal, secrets: list[str], load: Load) -> None:
-    """Let clients ask for a moment, and end everything while they do."""
+async def kill_under_load(deployment: Mortal, secrets: list[str], load: Load, *, is_last: bool) -> None:
+    """Let clients ask for a moment, the last time until the limit is reached, and end everything while they do."""
     timeout = aiohttp.ClientTimeout(total=10)
     async with aiohttp.ClientSession(timeout=timeout) as session:
         clients = [
@@ -123,6 +128,8 @@ async def kill_under_load(deployment: Mortal, secrets: list[str], load: Load) ->
             for number in range(CLIENTS)
         ]
         await asyncio.sleep(load.dice.random() * LOAD_S_MAX)
+        if is_last:
+            await asyncio.wait_for(load.has_refusal.wait(), LIMIT_S_MAX)
         await asyncio.to_thread(deployment.kill_all)
         broken = await asyncio.gather(*clients, return_exceptions=True)
     assert [each for each in broken if not isinstance(each, aiohttp.ClientError | OSError)] == []
@@ -137,14 +144,15 @@ async def test_killed_whole_under_load_nothing_is_overspent_leaked_lost_or_doubl
     for number in range(KILLS):
         deployment = Mortal(tmp_path / "home", config)
         deployment.launch()
-        if secrets and number % IN_START_EVERY == 0:
+        is_last = number == KILLS - 1
+        if secrets and number % IN_START_EVERY == 0 and not is_last:
             await asyncio.sleep(load.dice.random() * START_S_MAX)
             await asyncio.to_thread(deployment.kill_all)
             continue
         await asyncio.to_thread(deployment.await_gateway)
         secrets = secrets or [deployment.create_key(team) for team in TEAMS]
         assert overspent(deployment) == []
-        await kill_under_load(deployment, secrets, load)
+        await kill_under_load(deployment, secrets, load, is_last=is_last)
 
     with Mortal(tmp_path / "home", config) as deployment:
         eventually(lambda: deployment.ask("/admin/holds")["open"] == 0, "no hold is left", HOLD_TTL_S + NOTICE_S)
@@ -163,4 +171,4 @@ async def test_killed_whole_under_load_nothing_is_overspent_leaked_lost_or_doubl
     assert {("ok", "ok"), ("refused", "refused")} <= ends <= {("ok", "ok"), ("ok", "expired"), ("refused", "refused")}
     assert "expired" in {row["status"] for row in rows.values()}
     few = next(counter for counter in counters if counter["budget"] == "few")
-    assert few["spent"] == REQUESTS_MAX, "the load came to the limit"
+    assert REQUESTS_MAX - CLIENTS < few["spent"] <= REQUESTS_MAX, "the load came to the limit"

@@ -159,7 +159,8 @@ def test_a_changed_record_is_not_proved(home: Path) -> None:
     content = bytearray(path.read_bytes())
     content[(at + end) // 2] ^= 1
     path.write_bytes(content)
-    assert f"{path.name}: record 301 is not what was written" in ran(NO, home, "verify").stderr
+    for options in ((), ("--store",)):
+        assert f"{path.name}: record 301 is not what was written" in ran(NO, home, "verify", *options).stderr
 
 
 def test_a_home_without_checkpoints_is_not_proved(home: Path) -> None:

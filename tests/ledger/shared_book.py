@@ -10,40 +10,60 @@ import redis
 import ledger.leases
 from domain.charges import Charge
 from domain.ids import uuid7
+from ledger import recovery
 from ledger.book import Book, Crossing, Headroom, Route, Settlement
 from ledger.budgets import Budget, Subject
 from ledger.counters import Counter, Grant
 from ledger.holds import Demand, Hold, Shortfall, State
 from ledger.leases import Exchange, Leases, Share
+from ledger.records import Record
 
-SCRIPT = Path(ledger.leases.__file__).parent / "lua" / "exchange.lua"
+SCRIPT = (Path(ledger.leases.__file__).parent / "lua" / "exchange.lua").read_text(encoding="utf-8")
+TIME = "redis.call('TIME')"
 US = 1_000_000
 ROUNDS_MAX = 20
+STEP_MS = 20
 Ask = Callable[[Exchange], Sequence[bytes]]
 
 
-def asks(client: "redis.Redis[bytes]") -> Ask:
-    """What carries an exchange to a Redis and its answer back."""
-    script = client.register_script(SCRIPT.read_text())
+class Clock:
+    """The time of the server, which the test sets: it follows the book's, and each exchange takes a moment."""
+
+    def __init__(self) -> None:
+        self.now_ms = 0
+
+    def follow(self, now_s: int) -> None:
+        self.now_ms = max(self.now_ms, now_s * 1000)
+
+
+def asks(client: "redis.Redis[bytes]", clock: Clock) -> Ask:
+    """What carries an exchange to a Redis whose time is the clock's, and its answer back."""
+    assert TIME in SCRIPT
+    script = client.register_script(SCRIPT.replace(TIME, "{ARGV[2], ARGV[3]}"))
 
     def ask(exchange: Exchange) -> Sequence[bytes]:
-        answer: Sequence[bytes] = script(keys=exchange.keys, args=[exchange.payload])
+        clock.now_ms += STEP_MS
+        seconds, ms = divmod(clock.now_ms, 1000)
+        answer: Sequence[bytes] = script(keys=exchange.keys, args=[exchange.payload, seconds, ms * 1000])
         return answer
 
     return ask
 
 
 class Replica:
-    """One book with its leases, and a clock of its own for how long things take."""
+    """One book with its leases."""
 
-    def __init__(self, name: str, replicas: int, budgets: Iterable[Budget], now_s: int) -> None:
-        self.book = Book(budgets, now_s, is_shared=True)
-        self.leases = Leases(self.book, name, replicas, uuid7())
-        self.at_s = 0.0
+    def __init__(self, name: str, replicas: int, book: Book, clock: Clock, horizon_s: float) -> None:
+        self.book = book
+        self.leases = Leases(book, name, replicas, uuid7(), horizon_s=horizon_s)
+        self.clock = clock
+
+    @property
+    def at_s(self) -> float:
+        return self.clock.now_ms / 1000
 
     def exchange(self, ask: Ask, now_s: int, waiting: Sequence[tuple[Route, Demand]] = ()) -> list[Crossing]:
         """Tell the store all that there is to tell, and take what it answers."""
-        self.at_s += 0.1
         crossings = []
         self.leases.collect(self.at_s)
         for shard in list(self.leases.shards.values()):
@@ -78,10 +98,17 @@ class SharedRoute:
 class SharedBook:
     """Replicas that hold in turn; what is asked of the book is asked of all, or of the one that has the hold."""
 
-    def __init__(self, count: int, ask: Ask, budgets: Iterable[Budget], now_s: int) -> None:
+    def __init__(
+        self, count: int, ask: Ask, clock: Clock, budgets: Iterable[Budget], now_s: int, horizon_s: float
+    ) -> None:
         self.ask = ask
+        self.clock = clock
         self.configured = list(budgets)
-        self.replicas = [Replica(f"r{index}", count, self.configured, now_s) for index in range(count)]
+        self.horizon_s = horizon_s
+        self.replicas = [
+            Replica(f"r{index}", count, Book(self.configured, now_s, is_shared=True), clock, horizon_s)
+            for index in range(count)
+        ]
         self.home: dict[str, int] = {}
         self._turn = 0
 
@@ -103,6 +130,7 @@ class SharedBook:
         self._turn += 1
         at = self.home[hold_id] = self._turn % len(self.replicas)
         replica, now_s = self.replicas[at], now_us // US
+        self._keep_up(now_s)
         here = replica.book.route(route.subject, now_s)
         whole = demand._replace(cap_min=demand.cap_max)
         for round_ in range(ROUNDS_MAX):
@@ -113,7 +141,7 @@ class SharedBook:
                 replica.leases.want(here, demand)
             for share in replica.leases.lacking(here, demand):
                 replica.leases.due(share.counter)
-            replica.exchange(self.ask, replica.book._now_s, [(here, demand)])
+            replica.exchange(self.ask, replica.book.now_s, [(here, demand)])
             lacking = replica.leases.lacking(here, demand)
             is_open = all(shard.is_open for shard in replica.leases.shards.values())
             if lacking and is_open and not any(share.pending for share in lacking):
@@ -121,14 +149,29 @@ class SharedBook:
             self._recall(replica, lacking)
         raise AssertionError("others go on having something to give back")
 
+    def _keep_up(self, now_s: int) -> None:
+        """Let pass the time in which every replica tells what presses, as its keeper does each moment."""
+        if self.clock.now_ms < now_s * 1000:
+            self.clock.follow(now_s)
+            for replica in self.replicas:
+                replica.leases.collect(replica.at_s)
+                if any(replica.leases.is_pressing(shard, replica.at_s) for shard in replica.leases.shards.values()):
+                    replica.exchange(self.ask, replica.book.now_s)
+
+    def _meet(self) -> None:
+        """Let every replica learn of the shards that others have begun, as their keepers do."""
+        tags = {tag for replica in self.replicas for tag in replica.leases.shards}
+        for replica in self.replicas:
+            for tag in tags:
+                replica.leases.shard(tag)
+
     def _recall(self, asker: Replica, lacking: list[Share]) -> None:
         """Let the others join, and give back what lies idle."""
+        self._meet()
         for other in self.replicas:
             if other is not asker:
-                for tag in asker.leases.shards:
-                    other.leases.shard(tag)
                 other.leases.recall([share.name for share in lacking])
-                other.exchange(self.ask, asker.book._now_s)
+                other.exchange(self.ask, asker.book.now_s)
 
     def settle(self, hold_id: str, actual: Any, now_us: int) -> Settlement | None:
         if hold_id in self.holds:
@@ -156,9 +199,11 @@ class SharedBook:
         self.configured = list(budgets)
         for replica in self.replicas:
             replica.book.configure(self.configured, now_s)
+        self.tell_all(now_s)
 
     def adjust(self, charges: Iterable[Charge], now_s: int) -> None:
         self.replicas[0].book.adjust(charges, now_s)
+        self.tell_all(now_s)
 
     def counters(self, now_s: int) -> list[Counter]:
         """One counter for each of the name, with the sums of all replicas, which must know each other's."""
@@ -177,19 +222,20 @@ class SharedBook:
     def spent_charges(self) -> list[Charge]:
         return [charge for replica in self.replicas for charge in replica.book.spent_charges()]
 
-    def die(self, at: int, now_s: int) -> Book:
-        """Lose a replica's memory, with its leases; its book must be rebuilt from what it journalled."""
-        old = self.replicas[at]
-        self.replicas[at] = Replica(f"r{at}", len(self.replicas), self.configured, now_s)
-        self.replicas[at].at_s = old.at_s
-        return self.replicas[at].book
+    def die(self, at: int, now_s: int, records: Iterable[Record]) -> None:
+        """Lose a replica's memory, with its leases; its book is rebuilt from what it journalled."""
+        book = Book(self.configured, now_s, is_shared=True)
+        recovery.rebuild(book, records, now_s)
+        self.replicas[at] = Replica(f"r{at}", len(self.replicas), book, self.clock, self.horizon_s)
 
     def tell_all(self, now_s: int) -> list[Crossing]:
         """Let every replica tell what it has spent and learn what the others have."""
-        now_s = max([now_s, *(replica.book._now_s for replica in self.replicas)])
+        now_s = max([now_s, *(replica.book.now_s for replica in self.replicas)])
+        self.clock.follow(now_s)
         crossings = []
         for _ in range(2):
             for replica in self.replicas:
+                self._meet()
                 for counter in replica.book.counters(now_s):
                     replica.leases.due(counter)
                 crossings += replica.exchange(self.ask, now_s)

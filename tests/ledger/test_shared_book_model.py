@@ -13,7 +13,7 @@ from hypothesis.stateful import rule, run_state_machine_as_test
 from ledger import recovery
 from ledger.budgets import Budget
 from ledger.records import SNAPSHOT, Record
-from tests.ledger.shared_book import SharedBook, asks
+from tests.ledger.shared_book import Clock, SharedBook, asks
 from tests.ledger.test_book_model import BookAndModel
 from tests.redis_server import RedisServer
 
@@ -21,21 +21,22 @@ from tests.redis_server import RedisServer
 class SharedBookAndModel(BookAndModel):
     """The same machine on several replicas, each with its own journal."""
 
-    def __init__(self, client: "redis.Redis[bytes]", replicas: int) -> None:
+    def __init__(self, client: "redis.Redis[bytes]", replicas: int, horizon_s: float) -> None:
         super().__init__()
         client.flushall()
         self.client = client
+        self.horizon_s = horizon_s
         self.count_of_replicas = replicas
         self.journals: list[list[Record]] = [[] for _ in range(replicas)]
 
     def make_book(self, budgets: Iterable[Budget], now_s: int) -> Any:
-        return SharedBook(self.count_of_replicas, asks(self.client), budgets, now_s)
+        clock = Clock()
+        return SharedBook(self.count_of_replicas, asks(self.client, clock), clock, budgets, now_s, self.horizon_s)
 
     @rule(which=st.integers(0, 2))
     def die_and_rebuild(self, which: int) -> None:
         at = which % self.count_of_replicas
-        book = self.book.die(at, self.model.now_s)
-        recovery.rebuild(book, self.journals[at], self.model.now_s)
+        self.book.die(at, self.model.now_s, self.journals[at])
 
     @rule()
     def redis_forgets(self) -> None:
@@ -60,17 +61,15 @@ def _write(journal: list[Record], kind: str, body: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("replicas", [1, 3])
 @pytest.mark.parametrize("horizon_s", [0.0, 1.0], ids=["each hold asks redis", "leases"])
-def test_replicas_say_together_what_one_book_says(
-    replicas: int, horizon_s: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ledger.leases.HORIZON_S", horizon_s)
+def test_replicas_say_together_what_one_book_says(replicas: int, horizon_s: float) -> None:
     with RedisServer() as server, redis.Redis.from_url(server.url) as client:
         run_state_machine_as_test(
-            lambda: SharedBookAndModel(client, replicas),
+            lambda: SharedBookAndModel(client, replicas, horizon_s),
             settings=settings(
                 max_examples=int(__import__("os").environ.get("EX", "25")),
                 stateful_step_count=40,
-                deadline=None, phases=[Phase.generate],
+                deadline=None,
+                phases=[Phase.generate],
                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
             ),
         )

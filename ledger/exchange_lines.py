@@ -1,0 +1,53 @@
+"""The lines of an exchange: what a counter is called in the store of a shared book, and what is said of it there."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from ledger.book import Route
+from ledger.counters import Cell, Counter
+from ledger.holds import Demand
+
+
+def name_of(counter: Counter) -> str:
+    """The name of a counter in the store; another resource or window is another account."""
+    budget = counter.budget
+    return f"{budget.id}|{budget.resource}|{budget.window.text}|{counter.name}"
+
+
+def tag_of(counter_name: str) -> str:
+    """The hash tag of a counter: its organisation, or `-` when its scope names none."""
+    first = counter_name.split(",", 1)[0]
+    return quote(first.removeprefix("org=")) if first.startswith("org=") else "-"
+
+
+def needs(waiting: Sequence[tuple[Route, Demand]]) -> Mapping[str, int]:
+    """What those who wait need together of each counter, at their largest output caps."""
+    found: dict[str, int] = {}
+    for route, demand in waiting:
+        amounts = demand.at(demand.cap_max)
+        for counter, index, hard in route.counters:
+            if hard and amounts[index]:
+                name = name_of(counter)
+                found[name] = found.get(name, 0) + amounts[index]
+    return found
+
+
+def cells_of(counter: Counter, *, is_whole: bool) -> tuple[list[tuple[Cell, int]], list[list[int]]]:
+    """The cells that the store must hear of, the current one last: [start, reported, spent, used, lease] of each."""
+    spent, lines = [], []
+    for cell in (*(each for each in counter.cells if each is not counter.cell), counter.cell):
+        used = cell.spent + cell.held
+        if cell is not counter.cell:
+            if not is_whole and cell.lease == used and cell.reported == cell.spent:
+                continue
+            cell.lease = used
+        spent.append((cell, cell.spent))
+        lines.append([cell.start_s, cell.reported, cell.spent, used, cell.lease])
+    return spent, lines
+
+
+def given_up(name: str) -> dict[str, Any]:
+    """A line that gives back all that the store still has for this replica on a counter that it does not keep."""
+    line: dict[str, Any] = {"name": name, "limit": 0, "hard": False, "from_s": 0, "old_s": 0, "span_s": 0, "ttl_s": 0}
+    return line | {"whole": True, "cells": [], "need": 0, "want": 0, "tight": True, "gen": -1}
