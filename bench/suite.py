@@ -2,12 +2,14 @@
 
 from typing import Final
 
-from bench import gateway_rows, ledger_rows, room_rows
+from bench import gateway_rows, lease_rows, ledger_rows, room_rows
 from bench.harness import Benchmark
 
 SUITE: Final = (
     Benchmark(("policy_hit_us", "policy_miss_us"), room_rows.policy),
     Benchmark(("hold_settle_memory_us",), room_rows.hold_settle),
+    Benchmark(("hold_settle_lease_us",), room_rows.hold_settle_lease),
+    Benchmark(("lease_requests_per_round_trip",), lease_rows.round_trips),
     Benchmark(("ledger_ingest_rows_per_s",), ledger_rows.ingest),
     Benchmark(
         ("ledger_query_10m_s", "ledger_report_10m_s", "ledger_request_10m_ms", "ledger_rss_10m_mb"), ledger_rows.query

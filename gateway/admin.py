@@ -150,7 +150,7 @@ async def budgets(plane: Plane, actor: Actor, budget: str | None = None) -> dict
     configured = [views.budget_view(each) for each in book.budgets.values() if budget in (None, each.id)]
     if budget is not None and not configured:
         raise Refused(errors.malformed(f"There is no budget {budget!r}.", "budget"))
-    return {"budgets": configured, "counters": views.book_view(book, now_s, budget)}
+    return {"shared": book.is_shared, "budgets": configured, "counters": views.book_view(book, now_s, budget)}
 
 
 @router.get("/admin/holds")

@@ -1,5 +1,6 @@
 """Admission on one model: decide, route and hold, or say why not."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from domain.decision import Decision, Obligations
@@ -51,10 +52,11 @@ class Lack(NamedTuple):
     demand: Demand
 
 
-def attempt(of: Governance, ask: Ask, model: str, *, is_last: bool) -> Admitted | Refusal | Lack:
+def attempt(of: Governance, ask: Ask, model: str, *, is_last: bool, is_sure: bool = True) -> Admitted | Refusal | Lack:
     """Try one model: its policy decision, a healthy runtime and a hold on every budget, journalled.
 
-    Over a shared book an attempt that is not the last holds all that was asked from leases, or says what they lack.
+    Over a shared book an attempt that is not the last holds all that was asked from leases, or says what they lack; and
+    unless `is_sure`, what is lacking here may be elsewhere.
     """
     intent, now_us = ask.intent, of.now_us()
     offer = of.catalogue.offers.get(model)
@@ -72,7 +74,7 @@ def attempt(of: Governance, ask: Ask, model: str, *, is_last: bool) -> Admitted 
     refusal = _forbidden(of, intent, decision) or (None if runtime else errors.unhealthy(model, decision))
     if refusal is not None or runtime is None:
         return refusal or errors.unhealthy(model, decision)
-    return _hold(of, ask, Choice(decision, offer, runtime, route), now_us, is_last=is_last)
+    return _hold(of, ask, Choice(decision, offer, runtime, route), now_us, is_last=is_last, is_sure=is_sure)
 
 
 class Choice(NamedTuple):
@@ -84,7 +86,9 @@ class Choice(NamedTuple):
     route: Route
 
 
-def _hold(of: Governance, ask: Ask, choice: Choice, now_us: int, *, is_last: bool) -> Admitted | Refusal | Lack:
+def _hold(
+    of: Governance, ask: Ask, choice: Choice, now_us: int, *, is_last: bool, is_sure: bool
+) -> Admitted | Refusal | Lack:
     decision, offer, runtime, route = choice.decision, choice.offer, choice.runtime, choice.route
     intent, obligations, rate = ask.intent, decision.obligations, runtime.spec.rate
     prices = offer.prices_at(now_us // US)
@@ -97,6 +101,8 @@ def _hold(of: Governance, ask: Ask, choice: Choice, now_us: int, *, is_last: boo
     if isinstance(hold, Shortfall):
         if not is_last:
             return Lack(route, demand)
+        if not is_sure and hold.asked <= hold.limit:
+            hold = replace(hold, is_cut_off=True)
         return errors.short_of_budget(hold, now_us // US, decision)
     degraded = _degraded(intent, offer, obligations, hold.cap)
     members = rows.hold(row, hold, demand, decision, prices.version, offer.model, runtime.spec.id, degraded)

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
 import orjson
+from redis.asyncio import Redis
 
 from domain.charges import Charge
 from domain.decision import Decision
@@ -24,7 +26,7 @@ from gateway.webhooks import Webhooks
 from ledger import recovery
 from ledger.book import Book
 from ledger.client import open_ledger
-from ledger.journal import Journal
+from ledger.journal import Journal, JournalFailed
 from ledger.lease_keeper import LeaseKeeper, ServerClock, connect
 from ledger.leases import Leases
 from ledger.segments import replay_from_snapshot, segment_paths
@@ -38,6 +40,7 @@ US = 1_000_000
 REPLICA = "gateway"
 REDIS_PASSWORD = "BURSAR_REDIS_PASSWORD"
 _UUID = "[0-9a-f]" * 8 + "-*-*-*-" + "[0-9a-f]" * 12
+_UUID_CHARS = 37  # with the dash before it
 _SPENT_SQL = """
 SELECT charge.1 AS budget, charge.2 AS counter, toUnixTimestamp(charge.3) AS window_start_s, charge.4 AS resource,
        sum(charge.5) AS amount
@@ -57,14 +60,22 @@ class Opened:
     ownerless: int
 
 
+class Link(NamedTuple):
+    """The way to the store of a shared book: its clock, a client that asks and one that listens."""
+
+    clock: ServerClock
+    client: Redis
+    listener: Redis
+
+
 def open_book(
     home: Home, config: Config, pseudonyms: Pseudonyms, now_us: Callable[[], int], replica: str = REPLICA
 ) -> Opened:
     """Rebuild the book and open its journal: from the last snapshot and its tail, or else from the ledger's sums.
 
     Of a shared book only what this replica itself has spent: the store behind it has the rest.
-    Raises JournalLocked when another gateway has it, CorruptJournal when it is damaged and LedgerUnavailable when the
-    ledger goes away meanwhile.
+    Raises JournalLocked when another gateway has it, JournalFailed when the disk does not give it back, CorruptJournal
+    when it is damaged and LedgerUnavailable when the ledger goes away meanwhile.
     """
     now_s = now_us() // US
     is_shared = config.book.is_shared
@@ -81,25 +92,40 @@ def open_book(
         bytes_max=config.ledger.journal_bytes_max,
         snapshot=lambda: {**recovery.snapshot(book), "org_seqs": sequences.snapshot()},
     )
-    ownerless = 0 if is_new else recovery.rebuild(book, replay_from_snapshot(directory), now_s, sequences)
+    try:
+        ownerless = 0 if is_new else recovery.rebuild(book, replay_from_snapshot(directory), now_s, sequences)
+    except OSError as failed:
+        journal.close()
+        raise JournalFailed(f"{directory}: {failed.strerror}; mend the disk, then start again") from failed
     return Opened(book, journal, sequences, ownerless)
 
 
 def writer_directory(home: Home, replica: str = REPLICA) -> Path:
     """The journal of a gateway of this home; a new one has a new name, because the ledger knows writers by theirs."""
     # Its spare lies beside it, and the journals of other replicas.
-    known = sorted(path for path in home.journal.glob(f"{replica}-{_UUID}") if path.is_dir())
+    named = (path for path in home.journal.glob(f"{replica}-{_UUID}") if path.name[:-_UUID_CHARS] == replica)
+    known = sorted(path for path in named if path.is_dir())
     return known[-1] if known else home.journal / f"{replica}-{uuid7()}"
 
 
-def keeper_of(opened: Opened, config: Config, environ: Mapping[str, str]) -> tuple[LeaseKeeper, ServerClock] | None:
-    """The link of a shared book to its store, and the clock that its replicas share; None for a book in memory."""
+def replicas(home: Home) -> list[str]:
+    """The names of the gateways that have left a journal in this home, sorted."""
+    return sorted({path.name[:-_UUID_CHARS] for path in home.journal.glob(f"?*-{_UUID}") if path.is_dir()})
+
+
+async def link_of(config: Config, environ: Mapping[str, str]) -> Link | None:
+    """The connections to the store of a shared book, and its clock as far as it answers; None for a book in memory."""
     if not config.book.is_shared:
         return None
+    link = Link(ServerClock(), *connect(config.book.url, config.book.timeout_ms, environ.get(REDIS_PASSWORD)))
+    await link.clock.ask(link.client)
+    return link
+
+
+def keeper_of(opened: Opened, config: Config, link: Link) -> LeaseKeeper:
+    """What keeps the leases of a shared book."""
     leases = Leases(opened.book, opened.journal.writer, config.book.replicas, uuid7())
-    clock = ServerClock()
-    client, listener = connect(config.book.url, config.book.timeout_ms, environ.get(REDIS_PASSWORD))
-    return LeaseKeeper(opened.book, leases, clock, client, listener), clock
+    return LeaseKeeper(opened.book, leases, *link)
 
 
 def governance_of(

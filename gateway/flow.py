@@ -13,6 +13,7 @@ from gateway.errors import RATE_LIMIT_EXCEEDED, UPSTREAM_ERROR, Refusal
 from gateway.governance import Governance
 from gateway.metering import Observed
 from ledger.book import Settlement
+from ledger.lease_keeper import Fetched
 from observability.metrics import NO_RUNTIME
 
 FALLBACKS_MAX = 3
@@ -50,14 +51,16 @@ async def fall_back(of: Governance, ask: Ask, failed: Admitted, refusal: Refusal
 async def _fetched(of: Governance, ask: Ask, model: str, lack: Lack) -> Admitted | Refusal:
     """Try again with what the shared book gives, as long as others do not take it first."""
     assert of.keeper is not None
+    fetched = Fetched.UNSURE
     for _ in range(FETCHES_MAX):
-        if not await of.keeper.fetch(lack.route, lack.demand):
+        fetched = await of.keeper.fetch(lack.route, lack.demand)
+        if fetched is not Fetched.READY:
             break
         result = attempt(of, ask, model, is_last=False)
         if not isinstance(result, Lack):
             return result
         lack = result
-    last = attempt(of, ask, model, is_last=True)
+    last = attempt(of, ask, model, is_last=True, is_sure=fetched is Fetched.SHORT)
     assert not isinstance(last, Lack)
     return last
 

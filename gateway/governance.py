@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,7 @@ from gateway.rows import RISK_LEVEL
 from gateway.waiting import Waiting
 from gateway.webhooks import Webhooks
 from ledger.book import Book, Crossing, Headroom, Settlement
-from ledger.journal import Journal
+from ledger.journal import Journal, JournalError
 from ledger.lease_keeper import LeaseKeeper
 from ledger.sequences import Sequences
 from observability.metrics import Metrics
@@ -99,7 +100,9 @@ class Governance:
         """Record and publish the thresholds that all replicas together have crossed."""
         for crossing in crossings:
             named = dict(part.split("=", 1) for part in crossing.counter.split(",") if "=" in part)
-            self._cross(crossing, {name: named.get(name, "") for name in ("org", "team", "app")})
+            # Nothing is admitted while the journal takes nothing, and the sweep says why; the shared book goes on.
+            with suppress(JournalError):
+                self._cross(crossing, {name: named.get(name, "") for name in ("org", "team", "app")})
 
     def _cross(self, crossing: Crossing, row: dict[str, Any]) -> None:
         self._signal("budget_threshold", row, crossing.budget, crossing.band, crossing.spent, crossing._asdict())

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -142,6 +143,7 @@ class KeyStore:
         self._clock = clock
         self._by_digest: dict[bytes, Key] = {}
         self._version: tuple[int, ...] | None = None
+        self._reloading = threading.Lock()
         self.reload()
 
     def lookup(self, secret: bytes, kind: Kind = "app") -> Key | Refused:
@@ -206,7 +208,14 @@ class KeyStore:
             return key
 
     def reload(self) -> bool:
-        """Read the file again if it changed; with KeyFileError, the keys known before stay in force."""
+        """Read the file again if it changed; with KeyFileError, the keys known before stay in force.
+
+        May be called from any thread: an older file never takes the place of a newer one.
+        """
+        with self._reloading:
+            return self._reload()
+
+    def _reload(self) -> bool:
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())

@@ -150,6 +150,7 @@ async def readyz(plane: Plane) -> JSONResponse:
         "ready": is_ready,
         "draining": is_draining,
         "journal_has_room": of.has_room(),
+        "journal_failed": of.journal.failure is not None,
         "policy_revision": of.decider.revision,
         "runtimes": runtimes,
     }

@@ -133,6 +133,8 @@ class Reconciliation:
         """A runtime beside the ledger since its baseline, which is taken now when there is none that holds."""
         if not spec.speaks_vllm:
             raise NotComparable("it does not serve the counters of vLLM")
+        if self._book.is_shared:
+            raise NotComparable("other gateways of the shared book may use it too, and it counts for all together")
         now, seq = await self._at_rest(name, spec, sample)
         base = await asyncio.to_thread(_baseline, client, name)
         why = _unfit(base, now, self._journal.writer)

@@ -40,6 +40,7 @@ from runtime.client import RuntimeClient
 log = structlog.get_logger("gateway")
 US = 1_000_000
 LEDGER_PERIOD_S = 5.0
+KEYS_PERIOD_S = 0.5
 # Read once at start; a reload names those of them that changed instead of pretending.
 FIXED = (
     *("listen", "limits", "book.url", "book.replicas", "book.timeout_ms"),
@@ -79,13 +80,15 @@ class Worker:
         """Serve until SIGTERM or SIGINT, then drain: requests in flight end and settle."""
         listen = self.loaded.config.listen
         sockets = [bind(listen.host, listen.port), bind(listen.admin_host, listen.admin_port)]
-        opened = assembly.open_book(self.home, self.loaded.config, self.pseudonyms, system_now_us, self.replica)
-        kept = assembly.keeper_of(opened, self.loaded.config, self.environ)
+        config = self.loaded.config
+        link = await assembly.link_of(config, self.environ)
+        now_us = system_now_us if link is None else link.clock.now_us
+        opened = assembly.open_book(self.home, config, self.pseudonyms, now_us, self.replica)
         try:
             self.clients = await assembly.open_clients(self.loaded, self.sim_urls, self.environ, {})
             of = assembly.governance_of(opened, self.home, self.loaded, self.clients, self.metrics)
-            if kept is not None:
-                self._share(of, *kept)
+            if link is not None:
+                self._share(of, assembly.keeper_of(opened, config, link), link.clock)
             self._label(of)
             controls = Controls(of.book, of.journal, self.keys, of.now_us, lambda: self._label(of))
             ensure_admin(self.home, self.keys, controls)
@@ -106,7 +109,7 @@ class Worker:
         self.metrics.watch(names.LEDGER_LAG_SECONDS, lambda: self.ledger_lag[1])
         background = [
             asyncio.create_task(work)
-            for work in (sweep_forever(of, self.live), of.webhooks.run(), self._follow_ledger())
+            for work in (sweep_forever(of, self.live), of.webhooks.run(), self._follow_ledger(), self._follow_keys(of))
         ]
         if of.keeper is not None:
             keeping = asyncio.create_task(of.keeper.run())
@@ -240,6 +243,20 @@ class Worker:
         )
         if left_out:
             log.warning("metrics count these as other", names=left_out[:20], count=len(left_out))
+
+    async def _follow_keys(self, of: Governance) -> None:
+        """Take what another gateway of this home, or a command, did to the keys: it reaches only one of them."""
+        said = ""
+        while True:
+            await asyncio.sleep(KEYS_PERIOD_S)
+            try:
+                if await asyncio.to_thread(self.keys.reload):
+                    self._label(of)
+                said = ""
+            except (KeysError, OSError) as error:
+                if str(error) != said:
+                    log.error("the keys known before stay in force", reason=str(error))
+                said = str(error)
 
     async def _follow_ledger(self) -> None:
         """Ask the ledger process now and then how far it is behind; without one the last answer stands."""

@@ -139,12 +139,13 @@ class Counter:
         self.grade()
 
     def refit(self) -> None:
-        """Set the ceiling anew; of a shared limit only the lease in the cell that is charged now can be held on."""
+        """Set the ceiling anew: of a shared limit the lease in the cell charged now, as far as it still fits."""
         if self.tenure is Tenure.OWN:
             self.ceiling = self.limit
         elif self.tenure is Tenure.LEASED:
             cell = self.cell
-            self.ceiling = cell.lease + self.spent + self.held - cell.spent - cell.held
+            idle = cell.lease - cell.spent - cell.held
+            self.ceiling = self.spent + self.held + min(idle, self.available)
         else:
             self.ceiling = FOREVER_S if self.tenure is Tenure.OPEN else -FOREVER_S
 

@@ -27,7 +27,7 @@ def needs(waiting: Sequence[tuple[Route, Demand]]) -> Mapping[str, int]:
     for route, demand in waiting:
         amounts = demand.at(demand.cap_max)
         for counter, index, hard in route.counters:
-            if hard and amounts[index]:
+            if hard:
                 name = name_of(counter)
                 found[name] = found.get(name, 0) + amounts[index]
     return found

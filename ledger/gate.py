@@ -24,6 +24,13 @@ SHOWN_NEXT = {"create": frozenset({"table", "view", "database"}), "full": frozen
 REFUSED_WORDS = frozenset({"into", "outfile", "infile", "apply", "prewhere"})
 # Conditions on these are met by looking at parts of everyone's rows, not at rows.
 VIRTUAL_COLUMNS = ("_part", "_block_", "_disk_", "_row_", "_sample_")
+# The engine's default database takes a name for the path of a file where no table has it, and says whether that exists.
+FILE_SIGNS = frozenset("/\\:")
+TABLES_FOLLOW = frozenset({"from", "join"})
+TABLES_END = READING - {"from"} | frozenset(
+    {"on", "using", "where", "group", "having", "window", "qualify", "order", "limit", "offset", "union", "except"}
+    | {"intersect", "settings", "format", "like", "ilike", "array", "sample"}
+)
 # A harmless function over values has this name too.
 BOTH_KINDS = frozenset({"format"})
 HIDDEN_DATABASES = frozenset({"system", "information_schema", served.VIEWS})
@@ -105,6 +112,7 @@ class Gate:
         sql = _NAME_PARAMETER.sub(lambda match: _quoted_name(match[1], parameters), sql)
         tokens = _tokens(sql)
         first = _check_first(tokens)
+        _check_tables(tokens, first)
         around = zip([_NONE, *tokens], tokens, [*tokens[1:], _NONE], strict=False)
         for before, token, following in around:
             self._check_name(before, token, following)
@@ -129,6 +137,8 @@ class Gate:
             raise Refused("EXPLAIN is served as a statement of its own only")
         if name in self._functions:
             raise Refused(f"the function {name} is not served")
+        if quoted and FILE_SIGNS & set(name):
+            raise Refused("names with a slash, a backslash or a colon are not served")
         if name and called and quoted:
             raise Refused(f"write the function {name} without quotes")
         if called and name in self._calls:
@@ -154,6 +164,23 @@ def _check_first(tokens: Sequence[Token]) -> str:
     if first == "explain" and after not in READING:
         raise Refused("of EXPLAIN, only SYNTAX and QUERY TREE of a SELECT are served, without options")
     return first
+
+
+def _check_tables(tokens: Sequence[Token], first: str) -> None:
+    """Refuses texts in the place of tables, which the engine takes for paths of files and tells whether they exist."""
+    depths = [first not in READING]
+    for token in tokens:
+        if token.kind == "text" and depths[-1]:
+            raise Refused("a text in the place of a table is not served")
+        if token.name in TABLES_FOLLOW:
+            depths[-1] = True
+        elif token.name in TABLES_END:
+            depths[-1] = False
+        change = _DEPTHS.get(token.text, 0)
+        if change > 0:
+            depths.append(False)
+        elif change < 0 and len(depths) > 1:
+            depths.pop()
 
 
 def _quoted_name(parameter: str, parameters: Mapping[str, str]) -> str:

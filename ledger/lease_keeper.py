@@ -8,48 +8,52 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import orjson
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from ledger.book import Book, Crossing, Route
-from ledger.counters import Grant
+from ledger.exchange_lines import tag_of
 from ledger.holds import Demand
-from ledger.leases import BadReply, Leases, Shard, Share, channel
-from ledger.recovery import grant_record
+from ledger.leases import BadReply, Leases, Shard, channel
+from ledger.shared_grants import meet, text
+from ledger.shares import Share
 
 SCRIPT = (Path(__file__).parent / "lua" / "exchange.lua").read_text(encoding="utf-8")
 TICK_S = 0.25
-BEAT_S = 2.0
+BEAT_S = 4.0
+SILENCE_S = 5.0
 FETCH_S = 0.5
 DRY_S = 0.05
 WAITING_MAX = 4_096
 FAILURES_MAX = 2
 PAUSE_S_MAX = 2.0
-GRANTS_MAX = 10_000
+DRY_MAX = 10_000
+REASON_MAX = 300
 _PAUSE_S = 0.05
 _EXCHANGES_MAX = 64
 _RECALL_WAIT_S = 0.05
 TRUSTED_US = 50_000
 CONNECTIONS_MAX = 16
-_SHARED = "bursar:{shared}"
 US = 1_000_000
+# What the network and the server at its other end can do to an exchange; anything else is a fault of ours.
+FAULTS = (RedisError, OSError, BadReply, TimeoutError, ValueError)
 
 
-class _Waiter(NamedTuple):
-    """A request that waits for the next round."""
+class Fetched(Enum):
+    """What asking the store came to: another try may hold, nobody has enough left, or that could not be found out."""
 
-    route: Route
-    demand: Demand
-    done: asyncio.Future[None]
+    READY = 0
+    SHORT = 1
+    UNSURE = 2
 
 
 @dataclass(slots=True)
@@ -57,15 +61,23 @@ class ServerClock:
     """Unix time in microseconds by Redis' clock, so that all replicas charge the same windows."""
 
     offset_us: int = 0
+    is_known: bool = False
 
     def now_us(self) -> int:
         """The server's time now, as far as it is known."""
         return time.time_ns() // 1000 + self.offset_us
 
     def learn(self, server_ms: int, sent_us: int, took_us: int) -> None:
-        """Take the server's time out of an answer that was not long under way."""
-        if took_us < TRUSTED_US:
-            self.offset_us = server_ms * 1000 - (sent_us + took_us // 2)
+        """Take the server's time out of an answer that was not long under way, or the first one."""
+        if 0 <= took_us < TRUSTED_US or not self.is_known:
+            self.offset_us, self.is_known = server_ms * 1000 - (sent_us + took_us // 2), True
+
+    async def ask(self, client: "Redis") -> None:
+        """Learn the server's time before anything is charged by it; where it cannot be asked, ours must do."""
+        sent_us = time.time_ns() // 1000
+        with suppress(*FAULTS):
+            seconds, micros = await client.time()
+            self.learn(seconds * 1000 + micros // 1000, sent_us, time.time_ns() // 1000 - sent_us)
 
 
 @dataclass(slots=True)
@@ -93,7 +105,7 @@ class LeaseKeeper:
     stats: KeeperStats = field(default_factory=KeeperStats)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _returned: asyncio.Event = field(default_factory=asyncio.Event)
-    _waiting: list[_Waiter] = field(default_factory=list)
+    _waiting: dict[asyncio.Future[None], tuple[Route, Demand]] = field(default_factory=dict)
     _dry: dict[str, float] = field(default_factory=dict)
     _failures_in_row: int = 0
     _beat_at_s: float = 0.0
@@ -107,7 +119,7 @@ class LeaseKeeper:
                 await self._next_turn()
                 try:
                     await self._round()
-                except (RedisError, OSError, BadReply, TimeoutError, ValueError) as error:
+                except FAULTS as error:
                     self._failed(error)
                 else:
                     self._succeeded()
@@ -115,52 +127,58 @@ class LeaseKeeper:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
 
-    async def fetch(self, route: Route, demand: Demand) -> bool:
-        """Ask for what a demand lacks here, recalling it from other replicas where need be.
-
-        True when a hold should be tried again; False when it would not help, or Redis cannot be asked.
-        """
+    async def fetch(self, route: Route, demand: Demand) -> Fetched:
+        """Ask for what a demand lacks here, recalling it from other replicas where need be."""
         lacking = self.leases.lacking(route, demand)
-        if self.book.is_away or len(self._waiting) >= WAITING_MAX or self._is_dry(lacking):
-            return False
+        if self.book.is_away or len(self._waiting) >= WAITING_MAX:
+            return Fetched.UNSURE
+        if self._is_dry(lacking) or _is_too_much(route, demand):
+            return Fetched.SHORT
         self.stats.fetches += 1
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + FETCH_S
         self.leases.want(route, demand)
         while lacking:
-            waiter = _Waiter(route, demand, loop.create_future())
-            self._waiting.append(waiter)
-            self._wake.set()
-            await asyncio.wait((waiter.done,), timeout=max(0.0, deadline_s - loop.time()))
+            await self._next_round(route, demand, deadline_s - loop.time())
             lacking = self.leases.lacking(route, demand)
+            if not lacking:
+                break
+            if self.book.is_away or loop.time() >= deadline_s:
+                return Fetched.UNSURE
             short = [share for share in lacking if share.is_short]
-            if loop.time() >= deadline_s or self.book.is_away:
-                return not lacking
-            if short and not any(share.pending for share in short) and self._is_open():
-                for share in short:
-                    self._dry[share.name] = loop.time() + DRY_S
-                return False
-            if lacking:
-                await self._change(min(_RECALL_WAIT_S, deadline_s - loop.time()))
-                for share in lacking:
-                    self.leases.due(share.counter, is_urgent=True)
-        return True
+            if short and not any(share.pending for share in short) and self._are_open(short):
+                self._note_dry(short)
+                return Fetched.SHORT
+            await self._change(min(_RECALL_WAIT_S, deadline_s - loop.time()))
+            for share in lacking:
+                self.leases.due(share.counter, is_urgent=True)
+        return Fetched.READY
 
     async def close(self) -> None:
         """Tell what there is to tell a last time, as far as that goes at once, and close the connections."""
-        try:
-            await asyncio.wait_for(self._give_back(), PAUSE_S_MAX)
-        except (RedisError, OSError, BadReply, TimeoutError, ValueError) as error:
-            self.on_away(f"the last exchange failed: {error}")
+        if not self.book.is_away:
+            try:
+                await asyncio.wait_for(self._give_back(), PAUSE_S_MAX)
+            except FAULTS as error:
+                self.on_away(f"the last exchange failed: {_line(error)}")
         await self.client.aclose()
         await self.listener.aclose()
 
     async def _give_back(self) -> None:
         """Report what was spent, and keep no more lease than open holds need."""
-        for shard in self.leases.shards.values():
-            for counter in self.book.counters(self.clock.now_us() // US):
-                self.leases.recall([self.leases.due(counter).name])
-            await self._exchange(shard, ())
+        for counter in self.book.counters(self.clock.now_us() // US):
+            self.leases.recall([self.leases.due(counter).name])
+        await self._exchange_all(self.leases.shards.values(), ())
+
+    async def _next_round(self, route: Route, demand: Demand, timeout_s: float) -> None:
+        """Wait until a round has asked for a demand too; who leaves meanwhile asks for nothing any more."""
+        done = asyncio.get_running_loop().create_future()
+        self._waiting[done] = route, demand
+        self._wake.set()
+        try:
+            await asyncio.wait((done,), timeout=max(0.0, timeout_s))
+        finally:
+            self._waiting.pop(done, None)
 
     async def _next_turn(self) -> None:
         if self._failures_in_row:
@@ -173,30 +191,48 @@ class LeaseKeeper:
     async def _round(self) -> None:
         """One exchange of every shard that has something to say, for all who wait now."""
         self._wake.clear()
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, {}
         try:
             await self._probe()
             now_s = time.monotonic()
             if now_s - self._beat_at_s >= BEAT_S:
                 self._beat_at_s = now_s
-                await self._beat()
+                await meet(self.client, self.book, self.leases, self.clock.now_us() // US)
             self.leases.collect(now_s)
-            demands = [(waiter.route, waiter.demand) for waiter in waiting]
             due = [shard for shard in self.leases.shards.values() if self.leases.is_pressing(shard, now_s)]
-            await asyncio.gather(*(self._exchange(shard, demands) for shard in due))
+            await self._exchange_all(due, list(waiting.values()))
         finally:
-            for waiter in waiting:
-                if not waiter.done.done():
-                    waiter.done.set_result(None)
+            for done in waiting:
+                if not done.done():
+                    done.set_result(None)
+
+    async def _exchange_all(self, due: Iterable[Shard], demands: Sequence[tuple[Route, Demand]]) -> None:
+        """Exchange these shards, a few at a time; returns or raises only once none of them is under way any more.
+
+        Else the answer to one that was still under way could be taken for that to the next.
+        """
+        left = list(due)
+        failures: list[Exception] = []
+
+        async def work() -> None:
+            while left and not failures:
+                try:
+                    await self._exchange(left.pop(), demands)
+                except FAULTS as error:
+                    failures.append(error)
+
+        await asyncio.gather(*(work() for _ in range(min(len(left), CONNECTIONS_MAX))))
+        if failures:
+            raise failures[0]
 
     async def _exchange(self, shard: Shard, demands: Sequence[tuple[Route, Demand]]) -> None:
         for _ in range(_EXCHANGES_MAX):
-            sent_us = time.time_ns() // 1000
+            sent_us, began_s = time.time_ns() // 1000, time.monotonic()
             exchange = self.leases.build(shard, demands, self.clock.now_us() // US, time.monotonic())
             self.stats.exchanges += 1
             reply = await self._call(exchange.keys, exchange.payload)
             crossings = self.leases.apply(shard, reply, self.clock.now_us() // US)
-            self.clock.learn(int(reply[1]), sent_us, time.time_ns() // 1000 - sent_us)
+            self.clock.learn(int(reply[1]), sent_us, int((time.monotonic() - began_s) * US))
             if crossings:
                 self.on_crossings(crossings)
             if shard.epoch and shard.joining is None and not shard.due:
@@ -215,62 +251,54 @@ class LeaseKeeper:
             return
         await self.client.ping()
         try:
-            said = await self.client.config_get("append*")
+            said = {**await self.client.config_get("append*"), **await self.client.config_get("maxmemory*")}
         except RedisError:
             said = {}
-        facts = {_text(key): _text(value) for key, value in said.items()}
-        self.leases.is_durable = facts.get("appendonly") == "yes" and facts.get("appendfsync") == "always"
+        facts = {text(key): text(value) for key, value in said.items()}
+        if facts.get("maxmemory", "0") != "0" and facts.get("maxmemory-policy") != "noeviction":
+            raise BadReply("Redis may evict counters, and what was spent on them: set its maxmemory-policy noeviction")
+        is_synced = facts.get("appendonly") == "yes" and facts.get("appendfsync") == "always"
+        self.leases.is_durable = is_synced and _stands_alone(await self.client.info("replication"))
         self._is_probed = True
-
-    async def _beat(self) -> None:
-        """Share grants, and learn of shards that other replicas have begun."""
-        async with self.client.pipeline(transaction=False) as pipeline:
-            pipeline.hgetall(f"{_SHARED}:grants")
-            pipeline.smembers(f"{_SHARED}:shards")
-            grants, tags = await pipeline.execute()
-        for tag in tags:
-            self.leases.shard(_text(tag))
-        known = {_text(grant_id): value for grant_id, value in grants.items()}
-        now_s = self.clock.now_us() // US
-        for value in list(known.values())[:GRANTS_MAX]:
-            self.book.grant(Grant(**json.loads(value)), now_s)
-        mine = {each.grant_id: each for each in self.book.grants.values() if each.expires_at_s > now_s}
-        new_grants = {key: orjson.dumps(grant_record(each)) for key, each in mine.items() if key not in known}
-        new_tags = self.leases.shards.keys() - {_text(tag) for tag in tags}
-        gone = [key for key, value in known.items() if json.loads(value)["expires_at_s"] <= now_s]
-        if new_grants or new_tags or gone:
-            async with self.client.pipeline(transaction=False) as pipeline:
-                for key, value in new_grants.items():
-                    pipeline.hset(f"{_SHARED}:grants", key, value)
-                if new_tags:
-                    pipeline.sadd(f"{_SHARED}:shards", *new_tags)
-                if gone:
-                    pipeline.hdel(f"{_SHARED}:grants", *gone)
-                await pipeline.execute()
 
     async def _listen_forever(self) -> None:
         """Hear what other replicas need back or have given back; without it, exchanges tell the same a little later."""
         while True:
-            try:
-                async with self.listener.pubsub(ignore_subscribe_messages=True) as pubsub:
-                    await pubsub.psubscribe(channel("*"))
-                    while True:
-                        message = await pubsub.get_message(timeout=BEAT_S)
-                        if message is not None:
-                            self._hear(_text(message["channel"]), message["data"])
-            except (RedisError, OSError, ValueError):
-                await asyncio.sleep(_PAUSE_S * 4)
+            with suppress(*FAULTS):
+                await self._listen()
+            await asyncio.sleep(_PAUSE_S * 4)
+
+    async def _listen(self) -> None:
+        """Hear until the connection breaks, or does not answer when it is asked after a silence."""
+        async with self.listener.pubsub(ignore_subscribe_messages=True) as pubsub:
+            await pubsub.psubscribe(channel("*"))
+            is_asked = False
+            while True:
+                message = await pubsub.get_message(timeout=SILENCE_S)
+                if message is not None:
+                    is_asked = False
+                    if message["type"] == "pmessage":
+                        self._hear(text(message["channel"]), message["data"])
+                elif is_asked:
+                    return
+                else:
+                    await pubsub.ping()
+                    is_asked = True
 
     def _hear(self, where: str, data: bytes) -> None:
-        sender, *wanted = json.loads(data)
-        if sender == self.leases.replica:
+        said = json.loads(data)
+        if not isinstance(said, list) or not said or said[0] == self.leases.replica:
             return
-        tag = where.split("{", 1)[1].rsplit("}", 1)[0]
+        tag = where.partition("{")[2].rpartition("}")[0]
         if tag not in self.leases.shards:
             self.leases.shard(tag)
             self._wake.set()
-        if wanted and wanted[0]:
-            if self.leases.recall(wanted[0]):
+        if len(said) > 2:
+            self.leases.join(tag)
+            self._wake.set()
+        wanted = said[1] if len(said) > 1 and isinstance(said[1], list) else []
+        if wanted:
+            if self.leases.recall(text(name) for name in wanted):
                 self._wake.set()
         else:
             returned, self._returned = self._returned, asyncio.Event()
@@ -286,25 +314,43 @@ class LeaseKeeper:
         now_s = asyncio.get_running_loop().time()
         return any(self._dry.get(share.name, 0.0) > now_s for share in lacking)
 
-    def _is_open(self) -> bool:
-        return all(shard.is_open for shard in self.leases.shards.values())
+    def _note_dry(self, short: list[Share]) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if len(self._dry) >= DRY_MAX:
+            self._dry = {name: until_s for name, until_s in self._dry.items() if until_s > now_s}
+        if len(self._dry) < DRY_MAX:
+            self._dry |= {share.name: now_s + DRY_S for share in short}
+
+    def _are_open(self, shares: list[Share]) -> bool:
+        """Whether all replicas have reported on these, so that what the store says of them is the whole."""
+        return all(self.leases.shard(tag_of(share.counter.name)).is_open for share in shares)
 
     def _failed(self, error: Exception) -> None:
         self.stats.failures += 1
         self._failures_in_row += 1
         self._is_probed = False
-        self.stats.reason = f"{type(error).__name__}: {error}"
+        self.stats.reason = _line(error)
         if self._failures_in_row >= FAILURES_MAX and not self.book.is_away:
             self.book.set_away(is_away=True)
             self.stats.away_since_us = self.clock.now_us()
             self.on_away(self.stats.reason)
 
     def _succeeded(self) -> None:
-        self._failures_in_row = 0
+        self._failures_in_row, self.stats.reason = 0, ""
         if self.book.is_away:
             self.book.set_away(is_away=False)
-            self.stats.away_since_us, self.stats.reason = 0, ""
+            self.stats.away_since_us = 0
             self.on_away("")
+
+
+def _stands_alone(replication: Mapping[str, Any]) -> bool:
+    """Whether no copy of this Redis could take its place with less than it has acknowledged, and it is none itself."""
+    is_copied = int(replication.get("connected_slaves", 1)) > 0
+    return (
+        replication.get("role") == "master"
+        and not is_copied
+        and not text(replication.get("master_replid2", "")).strip("0")
+    )
 
 
 def connect(url: str, timeout_ms: int, password: str | None) -> tuple["Redis", "Redis"]:
@@ -324,5 +370,12 @@ def connect(url: str, timeout_ms: int, password: str | None) -> tuple["Redis", "
     return client(timeout_s), client(None)
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _is_too_much(route: Route, demand: Demand) -> bool:
+    """Whether a demand is more than a whole limit, so that there is nothing to recall for it."""
+    least = demand.at(demand.cap_min)
+    return any(hard and least[index] > counter.limit for counter, index, hard in route.counters)
+
+
+def _line(error: Exception) -> str:
+    """What went wrong as one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:REASON_MAX]

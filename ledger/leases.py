@@ -17,16 +17,17 @@ from ledger.book import Book, Crossing, Route
 from ledger.counters import Cell, Counter
 from ledger.exchange_lines import cells_of, given_up, name_of, needs, tag_of
 from ledger.holds import Demand
+from ledger.shares import Share
 from ledger.windows import FOREVER_S
 
 LINES_MAX = 256
 LIMIT_MAX = (1 << 53) - 1  # the store counts in doubles
-HORIZON_S = 2.0
-TELL_S = 1.0
+HORIZON_S = 4.0
+TELL_S = 2.0
 IDLE_S = 2.0
+QUIET_S = 10.0
 LIVE_MS = 5_000
 CALM_MS = 500
-UNSEEN = -1
 # How far clocks may be apart before what others have in a window that ended here is forgotten.
 _SKEW_S = 60
 _KEPT_S = 86_400
@@ -37,30 +38,6 @@ class BadReply(Exception):
     """The store answered what no exchange can be answered with."""
 
 
-@dataclass(slots=True, eq=False)
-class Share:
-    """What this replica knows of its part in one shared counter.
-
-    `is_known` once the store was told all cells. Of what is asked for, `recall` is the last recall before it (UNSEEN
-    until that is known), `pending` how many others have not answered the one since, and `is_short` that it is not all
-    here. `target` is what should lie ready.
-    """
-
-    name: str
-    counter: Counter
-    is_known: bool = False
-    is_recalled: bool = False
-    recall: int = UNSEEN
-    pending: int = 0
-    is_short: bool = False
-    target: int = 0
-    rate_per_s: float = 0.0
-    used: int = 0
-    used_in_s: int = -1
-    seen_at_s: float = 0.0
-    active_at_s: float = 0.0
-
-
 class _Told(NamedTuple):
     """What an exchange tells of one share: what is spent by cell, and what it goes by while it is under way."""
 
@@ -68,7 +45,7 @@ class _Told(NamedTuple):
     current: Cell
     spent: list[tuple[Cell, int]]
     limit: int
-    asked: int
+    asked: int | None
 
 
 class Exchange(NamedTuple):
@@ -126,18 +103,21 @@ class Leases:
         if at_s - self._looked_at_s < IDLE_S:
             return
         self._looked_at_s = at_s
-        for share in list(self._shares.values()):
-            counter, cell = share.counter, share.counter.cell
-            if self._known(share.name) is None:
-                del self._shares[share.name]
-                self._shard_of(share.name).due[share.name] = None
-            elif cell.lease > cell.spent or counter.held or counter.held_elsewhere or not share.is_known:
-                self.due(counter)
+        for name in list(self._shares):
+            share = self._known(name)
+            if share is None:
+                del self._shares[name]
+                self.shard(tag_of(name.split("|", 3)[3])).due[name] = None
+            elif share.is_watched:
+                self.due(share.counter)
 
     def want(self, route: Route, demand: Demand) -> None:
         """Let the next exchanges ask for what a demand lacks here, and recall it where it is not free."""
+        for counter, _, hard in route.counters:
+            if hard:
+                # What does not lack now may do so later, and must not go by the answer to another request.
+                self._share(counter).ask_anew()
         for share in self.lacking(route, demand):
-            share.pending, share.is_short, share.recall = 0, False, UNSEEN
             self.due(share.counter, is_urgent=True)
 
     def lacking(self, route: Route, demand: Demand) -> list[Share]:
@@ -155,6 +135,10 @@ class Leases:
                 self.due(share.counter, is_urgent=True)
         return found
 
+    def join(self, tag: str) -> None:
+        """Another replica has joined an epoch of this shard, which may be new here too."""
+        self.shard(tag).is_urgent = True
+
     def build(self, shard: Shard, waiting: Sequence[tuple[Route, Demand]], now_s: int, at_s: float) -> Exchange:
         """The next exchange of a shard: the one that was not answered yet, or a new one."""
         if shard.in_flight is not None:
@@ -169,13 +153,13 @@ class Leases:
                 told.append(None)
                 lines.append(given_up(name))
                 continue
-            line, said, gave = self._line(share, needed.get(name, 0), now_s, at_s, is_join=is_join)
+            line, said, gave = self._line(share, needed.get(name), now_s, at_s, is_join=is_join)
             told.append(said)
             lines.append(line)
             returns |= gave
+        shard.told_at_s, shard.is_urgent = at_s, False
         self._count += 1
         serial = f"{self._count}:{self._nonce}"
-        shard.told_at_s, shard.is_urgent = at_s, False
         ask = {
             "replica": self.replica,
             "epoch": shard.epoch,
@@ -192,9 +176,9 @@ class Leases:
             "returns": returns,
             "lines": lines,
         }
-        prefix = f"bursar:{{{shard.tag}}}"
-        mine = f"{prefix}:replica:{self.replica}"
-        keys = [f"{prefix}:state", mine, f"{mine}:answer", *(f"{prefix}:counter:{name}" for name in names)]
+        at = f"bursar:{{{shard.tag}}}"
+        mine = f"{at}:replica:{self.replica}"
+        keys = [f"{at}:state", mine, f"{mine}:answer", *(f"{at}:counter:{name}" for name in names)]
         shard.in_flight = Exchange(keys, orjson.dumps(ask), serial, names, told, is_join, is_last)
         return shard.in_flight
 
@@ -236,15 +220,15 @@ class Leases:
         return share
 
     def is_pressing(self, shard: Shard, at_s: float) -> bool:
-        """Whether a shard should be told now: others wait, a lease runs low, or it has not heard of this for a while."""
+        """Whether a shard should be told now: others wait, a lease runs low, or it has not been told for a while."""
         if shard.in_flight is not None or shard.joining is not None or not shard.epoch or shard.is_urgent:
             return True
         if not shard.due:
-            return False
-        return at_s - shard.told_at_s >= TELL_S or any(self._is_low(name) for name in shard.due)
-
-    def _shard_of(self, name: str) -> Shard:
-        return self.shard(tag_of(name.split("|", 3)[3]))
+            # Or else who has nothing to tell would never learn that a new epoch waits for all to join.
+            return at_s - shard.told_at_s >= QUIET_S
+        return at_s - shard.told_at_s >= TELL_S or any(
+            share.is_low for share in map(self._shares.get, shard.due) if share
+        )
 
     def _share(self, counter: Counter) -> Share:
         name = name_of(counter)
@@ -259,11 +243,6 @@ class Leases:
         counter = self.book.known(budget_id, resource, counter_name)
         return self._share(counter) if counter is not None and name_of(counter) == name else None
 
-    def _is_low(self, name: str) -> bool:
-        """Whether half of what should lie ready is used up."""
-        share = self._shares.get(name)
-        return share is not None and 2 * share.counter.room < share.target
-
     def _kept_in(self, shard: Shard, indexed: Iterable[str]) -> list[str]:
         """Every counter of a shard of which this replica may have something, here or in the store's index."""
         names = dict.fromkeys(indexed)
@@ -273,7 +252,7 @@ class Leases:
         return list(names)
 
     def _line(
-        self, share: Share, needed: int, now_s: int, at_s: float, *, is_join: bool
+        self, share: Share, needed: int | None, now_s: int, at_s: float, *, is_join: bool
     ) -> tuple[dict[str, Any], _Told, bool]:
         """What an exchange says of one counter, and whether it gives something back."""
         counter = share.counter
@@ -282,7 +261,9 @@ class Leases:
         cell, window = counter.cell, counter.budget.window
         used = cell.spent + cell.held
         is_leased = counter.budget.is_hard and self.book.find(counter.budget.id, counter.name) is counter
-        share.target = self._target(share, used, at_s) if is_leased else 0
+        if needed:
+            share.needed, share.active_at_s = max(share.needed, needed), at_s
+        share.retarget(used, at_s, self._horizon_s if is_leased else 0.0)
         lease, is_tight = cell.lease, share.is_recalled
         if is_tight or not is_leased:
             lease = min(lease, used)
@@ -296,7 +277,7 @@ class Leases:
         share.is_recalled = False
         is_whole = is_join or not share.is_known
         spent, cells = cells_of(counter, is_whole=is_whole)
-        need = max(0, needed - max(0, lease - used)) if is_leased and not is_join else 0
+        need = max(0, (needed or 0) - max(0, lease - used)) if is_leased and not is_join else 0
         gone_s = window.cell_gone_s(cell.start_s)
         line = {
             "name": share.name,
@@ -313,19 +294,7 @@ class Leases:
             "tight": is_tight,
             "gen": share.recall,
         }
-        return line, _Told(share, cell, spent, counter.limit, lease + need if need else 0), gave
-
-    def _target(self, share: Share, used: int, at_s: float) -> int:
-        """What should lie ready: what the present rate uses in the horizon, and as much again as requests hold."""
-        cell = share.counter.cell
-        if share.used_in_s == cell.start_s:
-            elapsed_s = max(at_s - share.seen_at_s, 0.001)
-            share.rate_per_s = (share.rate_per_s + max(0, used - share.used) / elapsed_s) / 2
-        share.used, share.used_in_s, share.seen_at_s = used, cell.start_s, at_s
-        if at_s - share.active_at_s >= self._horizon_s:
-            share.rate_per_s = 0.0
-            return 0
-        return int(share.rate_per_s * self._horizon_s) + max(0, cell.held) + 1
+        return line, _Told(share, cell, spent, counter.limit, None if needed is None or is_join else lease + need), gave
 
     def _take(self, shard: Shard, exchange: Exchange, facts: list[list[int]]) -> list[Crossing]:
         is_summed = shard.is_open and not exchange.is_join
@@ -336,17 +305,14 @@ class Leases:
             lease, spent_elsewhere, held_elsewhere, stranded, before, after, pending, recall, recalled = fact
             share, cell, counter = told.share, told.current, told.share.counter
             share.is_known = is_summed
-            if is_summed:
-                for each, spent in told.spent:
-                    each.reported = spent
-            if told.asked:
-                share.is_short, share.pending, share.recall = lease < told.asked, pending, recall
+            for each, spent in told.spent if is_summed else ():
+                each.reported = spent
             if name_of(counter) != share.name:
                 continue  # it counts over another window by now
             cell.lease = lease
             is_late = cell is not counter.cell or counter.limit < told.limit
-            if is_late:
-                # It was meant for another window or limit than that of now.
+            if cell is counter.cell and is_late:
+                # It was given under a larger limit.
                 cell.lease = min(lease, cell.spent + cell.held)
             if recalled or is_late:
                 share.is_recalled = True
@@ -354,9 +320,13 @@ class Leases:
             if cell is counter.cell:
                 counter.spent_elsewhere, counter.held_elsewhere = spent_elsewhere, held_elsewhere
                 counter.stranded = stranded
-                crossings += _crossed(counter, spent_elsewhere + before, spent_elsewhere + after)
+                if is_summed:
+                    crossings += _crossed(counter, spent_elsewhere + before, spent_elsewhere + after)
             counter.refit()
             counter.grade()
+            if told.asked is not None:
+                share.is_short = lease < told.asked or counter.available < 0
+                share.pending, share.recall = pending, recall
         return crossings
 
 

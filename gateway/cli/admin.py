@@ -24,10 +24,13 @@ class Admin:
     @classmethod
     def of(cls, home: Home) -> "Admin | None":
         """The admin client of a gateway that runs on this home, of several the first by name; None when none runs."""
-        run = next((home.read_run(name) for name in home.gateways() if home.alive(name)), None)
-        if run is None:
-            return None
-        return cls(run["admin_host"], run["admin_port"], home.admin_secret())
+        return next(iter(cls.every(home)), None)
+
+    @classmethod
+    def every(cls, home: Home) -> "list[Admin]":
+        """The admin clients of all gateways that run on this home, by name."""
+        runs = [home.read_run(name) for name in home.gateways() if home.alive(name)]
+        return [cls(run["admin_host"], run["admin_port"], home.admin_secret()) for run in runs if run is not None]
 
     def get(self, path: str, **query: str) -> Any:
         """The answer of a GET; raises AdminFailed."""

@@ -7,7 +7,7 @@ import typer
 
 from gateway import views
 from gateway.cli.admin import Admin
-from gateway.cli.offline import opened
+from gateway.cli.offline import opened, replicas
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import complain, console, print_json, print_rows
 from gateway.controls import UnknownBudget
@@ -17,6 +17,10 @@ from gateway.home import Home
 app = typer.Typer(help="List, show and raise budgets.", no_args_is_help=True)
 _BUDGET_COLUMNS = ("id", "owner", "scope", "resource", "limit", "window", "mode")
 _COUNTER_COLUMNS = ("budget", "counter", "resource", "window", "limit", "spent", "held", "remaining", "band")
+_ELSEWHERE = ("spent_elsewhere", "held_elsewhere", "stranded")
+_SHARED_COLUMNS = (*_COUNTER_COLUMNS[:7], *_ELSEWHERE, *_COUNTER_COLUMNS[7:])
+# What only the store of a shared book knows, and with it what is left of a limit.
+_UNKNOWN = dict.fromkeys((*_ELSEWHERE, "remaining", "band"))
 
 
 @app.command("list")
@@ -70,11 +74,14 @@ def _seen(home: Home, config: Path, budget: str | None) -> dict[str, Any]:
         query = {} if budget is None else {"budget": budget}
         seen: dict[str, Any] = admin.get("/admin/budgets", **query)
         return seen
-    with opened(home, config) as (book, _):
-        return {
-            "budgets": [views.budget_view(each) for each in book.budgets.values() if budget in (None, each.id)],
-            "counters": views.book_view(book, system_now_us() // 1_000_000, budget),
-        }
+    seen = {"counters": []}
+    for replica in replicas(home, config):
+        with opened(home, config, replica) as (book, _):
+            seen["shared"] = book.is_shared
+            seen["budgets"] = [views.budget_view(each) for each in book.budgets.values() if budget in (None, each.id)]
+            for counter in views.book_view(book, system_now_us() // 1_000_000, budget):
+                seen["counters"].append({**counter, **_UNKNOWN, "replica": replica} if book.is_shared else counter)
+    return seen
 
 
 def _print(seen: dict[str, Any], *, as_json: bool) -> None:
@@ -82,4 +89,8 @@ def _print(seen: dict[str, Any], *, as_json: bool) -> None:
         print_json(seen)
         return
     print_rows("Budgets", seen["budgets"], _BUDGET_COLUMNS, as_json=False)
-    print_rows("Counters", seen["counters"], _COUNTER_COLUMNS, as_json=False)
+    columns = _SHARED_COLUMNS if seen["shared"] else _COUNTER_COLUMNS
+    is_offline = any("replica" in counter for counter in seen["counters"])
+    print_rows("Counters", seen["counters"], ("replica", *columns) if is_offline else columns, as_json=False)
+    if is_offline:
+        console().print("No gateway runs here: what others have of the shared book, and so what is left, is not known.")

@@ -1,6 +1,7 @@
 """`bursar doctor`: every dependency and its state."""
 
 import importlib.metadata
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -10,12 +11,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import typer
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+from redis.retry import Retry
 
 from gateway import compiled
+from gateway.assembly import REDIS_PASSWORD
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import print_rows
 from gateway.composition import bundle_of
-from gateway.config import Runtime
+from gateway.config import Book, Runtime
 from gateway.config_file import ConfigError, LoadedConfig, load
 from gateway.home import Home
 from gateway.keys import KeyFileError, KeyStore
@@ -26,6 +32,7 @@ from policy.port import BundleError
 PACKAGES = ("chdb", "clickhouse-connect", "regopy", "aiohttp", "uvicorn", "fastapi", "opentelemetry-sdk", "tokenizers")
 FREE_BYTES_MIN = 1 << 30
 PROBE_TIMEOUT_S = 2.0
+ALWAYS = "appendfsync always"
 OK, AWAY, OPTIONAL = "ok", "away", "optional"
 
 
@@ -81,6 +88,8 @@ def _configured(home: Home, config: Path) -> Iterator[Finding]:
         yield Finding("keys", AWAY, str(error))
     free_bytes = shutil.disk_usage(home.path).free
     yield Finding("disk", OK if free_bytes > FREE_BYTES_MIN else AWAY, f"{free_bytes >> 20} MiB free at {home.path}")
+    if loaded.config.book.is_shared:
+        yield _book(loaded.config.book)
     for runtime in loaded.config.runtimes:
         yield _runtime(runtime, home)
 
@@ -90,6 +99,40 @@ def _policy(loaded: LoadedConfig) -> Finding:
         return Finding("policy", OK, f"{bundle_of(loaded)}, revision {load_engine(bundle_of(loaded)).revision}")
     except BundleError as error:
         return Finding("policy", AWAY, str(error))
+
+
+def _book(book: Book) -> Finding:
+    """Whether the store of a shared book answers and takes writes, and what it does not keep when it restarts."""
+    client = Redis.from_url(
+        book.url,
+        password=os.environ.get(REDIS_PASSWORD),
+        socket_connect_timeout=PROBE_TIMEOUT_S,
+        socket_timeout=PROBE_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+        decode_responses=True,
+    )
+    try:
+        role = client.info("replication")["role"]
+        said = _appends(client)
+    except (RedisError, OSError, ValueError, LookupError) as error:
+        return Finding("book", AWAY, f"{book.url}: {error}")
+    finally:
+        client.close()
+    if role != "master":
+        return Finding("book", AWAY, f"{book.url} is a read-only replica: name the server that takes writes")
+    if said == ALWAYS:
+        return Finding("book", OK, f"{book.url}, {said}")
+    restarts = f"when it restarts, nothing is granted until all {book.replicas} replicas have reported"
+    return Finding("book", OK, f"{book.url}, {said}: {restarts}")
+
+
+def _appends(client: Redis) -> str:
+    """What a Redis says that it keeps of what it has acknowledged."""
+    try:
+        said = client.config_get("append*")
+    except ResponseError:
+        return "which does not say what it keeps"
+    return f"appendfsync {said['appendfsync']}" if said["appendonly"] == "yes" else "no append-only file"
 
 
 def _runtime(runtime: Runtime, home: Home) -> Finding:

@@ -1,4 +1,4 @@
-"""Offline: the book, journal and keys of a home whose gateway does not run."""
+"""Offline: the books, journals and keys of a home whose gateways do not run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +14,21 @@ from gateway.pseudonyms import Pseudonyms
 from ledger.book import Book
 
 
+def replicas(home: Home, config: Path) -> list[str]:
+    """The gateways of a home that have a book here: one, unless they share a book and have left a journal each."""
+    known = assembly.replicas(home) if load(config).config.book.is_shared else []
+    return known or [assembly.REPLICA]
+
+
 @contextmanager
-def opened(home: Home, config: Path) -> Iterator[tuple[Book, Controls]]:
-    """The rebuilt book and the controls over it; the journal is locked meanwhile, so no gateway can start."""
+def opened(home: Home, config: Path, replica: str | None = None) -> Iterator[tuple[Book, Controls]]:
+    """The rebuilt book of a gateway, the first unless named, and the controls over it.
+
+    Its journal is locked meanwhile, so it cannot start.
+    """
+    name = replica or replicas(home, config)[0]
     pseudonyms = Pseudonyms(home.secret("pseudonym"))
-    book = assembly.open_book(home, load(config).config, pseudonyms, system_now_us)
+    book = assembly.open_book(home, load(config).config, pseudonyms, system_now_us, name)
     try:
         yield book.book, Controls(book.book, book.journal, KeyStore(home.keys), system_now_us)
     finally:

@@ -10,6 +10,7 @@ import typer
 from gateway import assembly
 from gateway.adjustments import Adjustments
 from gateway.cli.admin import Admin
+from gateway.cli.offline import replicas
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import console, print_json, print_rows
 from gateway.cli.store import ledger_url
@@ -36,21 +37,26 @@ def reconcile(
 ) -> None:
     """Compare counters, runtimes and journal with the ledger; exit 1 while something drifts. Only --mend corrects."""
     with open_ledger(Home(home).path, ledger_url(home, config)):
-        admin = Admin.of(Home(home))
-        if admin is not None:
-            found = admin.post("/admin/reconcile", {"mend": mend, "rebase": rebase}, TIMEOUT_S)
-        else:
-            found = asdict(asyncio.run(_at_rest(Home(home), config, mend=mend)))
-            found["not_compared"] = ["runtimes: the gateway does not run"]
-    _print(found, as_json=as_json)
-    if found["drifted"] > found["mended"]:
+        asked = {"mend": mend, "rebase": rebase}
+        found = [admin.post("/admin/reconcile", asked, TIMEOUT_S) for admin in Admin.every(Home(home))]
+        if not found:
+            names = replicas(Home(home), config)
+            found = [asdict(asyncio.run(_at_rest(Home(home), config, name, mend=mend))) for name in names]
+            for each in found:
+                each["not_compared"] = ["runtimes: the gateway does not run"]
+    if as_json:
+        print_json(found[0] if len(found) == 1 else found)
+    else:
+        for each in found:
+            _print(each)
+    if any(each["drifted"] > each["mended"] for each in found):
         raise typer.Exit(1)
 
 
-async def _at_rest(home: Home, config: Path, *, mend: bool) -> Result:
-    """Compare the book of a home whose gateway does not run; none can start meanwhile."""
+async def _at_rest(home: Home, config: Path, replica: str, *, mend: bool) -> Result:
+    """Compare the book of a gateway that does not run; it cannot start meanwhile."""
     loaded = load(config).config
-    opened = assembly.open_book(home, loaded, Pseudonyms(home.secret("pseudonym")), system_now_us)
+    opened = assembly.open_book(home, loaded, Pseudonyms(home.secret("pseudonym")), system_now_us, replica)
     try:
         book, journal = opened.book, opened.journal
         controls = Controls(book, journal, KeyStore(home.keys), system_now_us)
@@ -65,10 +71,7 @@ async def _at_rest(home: Home, config: Path, *, mend: bool) -> Result:
         journal.close()
 
 
-def _print(found: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(found)
-        return
+def _print(found: dict[str, Any]) -> None:
     if found["drifts"]:
         print_rows("Drift", found["drifts"], _COLUMNS, as_json=False)
     for why in found["not_compared"]:

@@ -217,7 +217,9 @@ for i, line in ipairs(ask.lines) do
     seen = counter.gen
   end
   if line.hard and is_summed then
-    local free = math.max(0, line.limit - sums.debited)
+    -- A replica whose clock is ahead must wait until the window that it asks for has begun.
+    local has_begun = line.from_s <= tonumber(clock[1]) + 1
+    local free = has_begun and math.max(0, line.limit - sums.debited) or 0
     give = math.min(line.need, free)
     -- Who has not seen a recall through since it first asked opens one, unless one is under way.
     if give < line.need and next(sums.unused) and seen == counter.gen and pending(counter, sums) == 0 then
@@ -289,7 +291,10 @@ redis.call('HSET', KEYS[1], 'serial|' .. me, ask.serial, 'seen|' .. me, text(now
 if ask.join and ask.is_last then
   redis.call('HSET', KEYS[1], 'joined|' .. me, '1')
 end
-if #published > 0 or (ask.join and ask.is_last) then
+-- Others hear who speaks, what is needed back, and whether an epoch is being joined: they must join it too.
+if ask.join and ask.is_last then
+  redis.call('PUBLISH', ask.channel, cjson.encode({me, published, 'joined'}))
+elseif #published > 0 then
   redis.call('PUBLISH', ask.channel, cjson.encode({me, published}))
 elseif ask.returns then
   redis.call('PUBLISH', ask.channel, cjson.encode({me}))

@@ -1,7 +1,9 @@
 """Assembly: a worker's book, journal and clients, opened from a home and opened again after a kill."""
 
+import errno
+import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from gateway import assembly, flow
 from gateway.errors import RATE_LIMIT_EXCEEDED, Refusal
 from gateway.flow import Outcome
 from gateway.metering import Observed
-from ledger.journal import JournalLocked
-from ledger.records import CorruptJournal
+from ledger import segments
+from ledger.journal import JournalFailed, JournalLocked
+from ledger.records import CorruptJournal, Record
 from ledger.segments import segment_paths
 from runtime.openai.usage import Report
 from tests.gateway.one_worker import ENVIRON, NOON_US, US, OneWorker, admitted, ask, budget
@@ -91,6 +94,24 @@ async def test_a_damaged_journal_is_not_opened_as_if_it_were_empty(worker: OneWo
     path.write_bytes(content)
     with pytest.raises(CorruptJournal):
         worker.open_book()
+
+
+async def test_a_disk_that_does_not_give_the_journal_back_is_said_and_leaves_it_free(
+    worker: OneWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = await worker.open()
+    await admitted(of)
+    await worker.close()
+
+    def unreadable(directory: Path) -> Iterator[Record]:
+        yield next(segments.replay_from_snapshot(directory))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assembly, "replay_from_snapshot", unreadable)
+        with pytest.raises(JournalFailed, match=r"gateway-.*: Input/output error; mend the disk, then start again"):
+            worker.open_book()
+    assert worker.open_book().ownerless == 1
 
 
 async def test_every_distinct_decision_is_recorded_once_with_its_input(worker: OneWorker) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -13,7 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.assembly import writer_directory
 from gateway.cli import main
+from gateway.home import Home
+from ledger.segments import segment_paths
 from tests.gateway import gateway_process
 from tests.gateway.deployment import KEY_ENV, deploy
 from tests.gateway.fake_runtime import FakeRuntime
@@ -140,6 +144,19 @@ def test_budgets_offline_are_what_the_gateway_left(rested: tuple[Path, Path]) ->
     assert "no budget nobody" in ran(NO, "budget", "show", "nobody", home=home, config=config).stderr
     table = ran(DONE, "budget", "list", home=home, config=config).stdout
     assert "roomy-day" in table
+
+
+def test_a_journal_that_cannot_be_read_is_one_line(rested: tuple[Path, Path], tmp_path: Path) -> None:
+    home, config = tmp_path / "home", rested[1]
+    shutil.copytree(rested[0], home)
+    (segment,) = segment_paths(writer_directory(Home(home)))
+    segment.unlink()
+    segment.mkdir()
+    for command in (["budget", "list"], ["serve", "--port", "0", "--admin-port", "0"]):
+        done = ran(AWAY, *command, home=home, config=config)
+        assert done.stderr.startswith("bursar: ")
+        assert done.stderr.endswith(": Is a directory; mend the disk, then start again\n")
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_grant_offline_is_in_force_when_the_gateway_starts(fake: FakeRuntime, rested: tuple[Path, Path]) -> None:

@@ -3,14 +3,20 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 
+from gateway.keys import KeyStore
+from gateway.live import Live
+from gateway.pseudonyms import Pseudonyms
+from gateway.public import public_app
 from tests.gateway import gateway_process
 from tests.gateway.deployment import KEY_ENV, deploy, tables
 from tests.gateway.fake_runtime import FakeRuntime, usage, whole
 from tests.gateway.gateway_process import GatewayProcess, error_of, until, write_bundle
+from tests.gateway.one_worker import OneWorker
 
 MIB = 1 << 20
 
@@ -70,4 +76,20 @@ def test_a_full_journal_admits_nothing_more_and_loses_nothing(cramped: GatewayPr
     until(lambda: cramped.chat(headers=headers).status_code == 503, "the last room to be taken")
     said = cramped.client.get("/readyz")
     assert (said.status_code, said.json()["journal_has_room"]) == (503, False)
+    assert said.json()["journal_failed"] is False
     assert cramped.process.poll() is None
+
+
+async def test_a_journal_that_failed_is_said_without_its_path(tmp_path: Path) -> None:
+    worker = OneWorker(tmp_path)
+    of = await worker.open()
+    app = public_app(of, KeyStore(worker.home.keys), Live(1), Pseudonyms(bytes(32)), lambda: None)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+        before = await client.get("/readyz")
+        assert (before.status_code, before.json()["journal_failed"]) == (200, False)
+        of.journal.failure = f"{worker.home.journal}: No space left on device"
+        failed = await client.get("/readyz")
+        of.journal.failure = None
+    assert (failed.status_code, failed.json()["journal_failed"]) == (503, True)
+    assert str(worker.home.path) not in failed.text
+    await worker.close()

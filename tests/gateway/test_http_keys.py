@@ -5,7 +5,8 @@ import time
 import httpx
 import pytest
 
-from tests.gateway.gateway_process import HELLO, GatewayProcess, error_of
+from gateway.keys import KeyStore
+from tests.gateway.gateway_process import HELLO, GatewayProcess, error_of, until
 
 BODY = {"model": "plain", "messages": HELLO}
 GUARDED = ("/v1/models", "/v1/models/plain", "/v1/budgets", "/v1/usage/x")
@@ -99,3 +100,14 @@ def test_the_user_is_stored_as_a_pseudonym(gateway: GatewayProcess) -> None:
     assert all(user.startswith("u-") for user in users)
     journal = b"".join(path.read_bytes() for path in (gateway.home / "journal").rglob("*.seg"))
     assert b"ada@example.com" not in journal
+
+
+def test_a_key_that_is_made_and_revoked_by_another_process_is_followed(gateway: GatewayProcess) -> None:
+    """As by another gateway of the same home, or by a command that asks only one of them."""
+    store = KeyStore(gateway.home / "keys")
+    key, secret = store.create(org="acme", team="free", app="elsewhere")
+    headers = {"authorization": f"Bearer {secret}"}
+    until(lambda: gateway.client.get("/v1/models", headers=headers).status_code == 200, "the key to be known")
+    store.revoke(key.key_id)
+    until(lambda: gateway.client.get("/v1/models", headers=headers).status_code == 401, "the key to be revoked")
+    assert_unauthenticated(gateway, headers, "revoked")

@@ -107,6 +107,16 @@ async def test_a_runtime_is_compared_at_rest_and_since_its_baseline(worker: OneW
         assert (await run(compare, [Totals(8, 1, 0)])).drifted == 0
 
 
+async def test_a_runtime_is_not_compared_where_other_gateways_may_use_it(worker: OneWorker) -> None:
+    worker.sections["book"] = {"url": "redis://127.0.0.1:9"}
+    of = await worker.open()
+    with comparing(worker, of, []) as compare:
+        for _ in range(2):
+            found = await run(compare, [Totals(100, 10, 0)])
+            assert (found.drifted, len(found.not_compared)) == (0, 1)
+            assert "other gateways of the shared book" in found.not_compared[0]
+
+
 async def test_a_runtime_that_cannot_be_asked_says_why() -> None:
     with pytest.raises(NotComparable, match="cannot be read"):
         await reconciliation.sample(RUNTIME["fake"])

@@ -1,9 +1,11 @@
 """Several replicas on one Redis that look like one book: what the tests of the book in memory ask of a shared one."""
 
+import json
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import redis
 
@@ -15,15 +17,17 @@ from ledger.book import Book, Crossing, Headroom, Route, Settlement
 from ledger.budgets import Budget, Subject
 from ledger.counters import Counter, Grant
 from ledger.holds import Demand, Hold, Shortfall, State
-from ledger.leases import Exchange, Leases, Share
+from ledger.leases import Exchange, Leases, channel
 from ledger.records import Record
 
 SCRIPT = (Path(ledger.leases.__file__).parent / "lua" / "exchange.lua").read_text(encoding="utf-8")
 TIME = "redis.call('TIME')"
+PUBLISH = "redis.call('PUBLISH'"
 US = 1_000_000
 ROUNDS_MAX = 20
 STEP_MS = 20
 Ask = Callable[[Exchange], Sequence[bytes]]
+Fate = Literal["answered", "lost", "unanswered", "twice"]
 
 
 class Clock:
@@ -37,9 +41,13 @@ class Clock:
 
 
 def asks(client: "redis.Redis[bytes]", clock: Clock) -> Ask:
-    """What carries an exchange to a Redis whose time is the clock's, and its answer back."""
+    """What carries an exchange to a Redis whose time is the clock's, and its answer back.
+
+    What the script would publish is kept in a list, where the test finds it.
+    """
     assert TIME in SCRIPT
-    script = client.register_script(SCRIPT.replace(TIME, "{ARGV[2], ARGV[3]}"))
+    assert PUBLISH in SCRIPT
+    script = client.register_script(SCRIPT.replace(TIME, "{ARGV[2], ARGV[3]}").replace(PUBLISH, "redis.call('RPUSH'"))
 
     def ask(exchange: Exchange) -> Sequence[bytes]:
         clock.now_ms += STEP_MS
@@ -48,6 +56,46 @@ def asks(client: "redis.Redis[bytes]", clock: Clock) -> Ask:
         return answer
 
     return ask
+
+
+class Lost(Exception):
+    """An exchange or its answer did not arrive."""
+
+
+class Carrier:
+    """Carries exchanges as a bad network does: `fates` are those of the next ones, `sent` is all that ever left."""
+
+    def __init__(self, client: "redis.Redis[bytes]", clock: Clock) -> None:
+        self.client = client
+        self.ask = asks(client, clock)
+        self.fates: deque[Fate] = deque(maxlen=8)
+        self.sent: list[Exchange] = []
+        self.arrived: set[str] = set()
+        self.lost = 0
+
+    def __call__(self, exchange: Exchange) -> Sequence[bytes]:
+        self.sent.append(exchange)
+        fate = self.fates.popleft() if self.fates else "answered"
+        self.lost += fate in ("lost", "unanswered")
+        if fate == "lost":
+            raise Lost
+        answer = self.deliver(exchange)
+        if fate == "unanswered":
+            raise Lost
+        if fate == "twice" and answer[0] == b"ok":
+            assert self.deliver(exchange) == answer, "a repetition was answered otherwise"
+        return answer
+
+    def heard(self, tag: str) -> list[list[Any]]:
+        """What was said on a channel of recalls since the last time: who says it, and what it needs back."""
+        said = self.client.lrange(channel(tag), 0, -1)
+        self.client.delete(channel(tag))
+        return [json.loads(each) for each in said]
+
+    def deliver(self, exchange: Exchange) -> Sequence[bytes]:
+        """Let an exchange arrive, whenever it was sent."""
+        self.arrived.add(exchange.serial)
+        return self.ask(exchange)
 
 
 class Replica:
@@ -63,14 +111,17 @@ class Replica:
         return self.clock.now_ms / 1000
 
     def exchange(self, ask: Ask, now_s: int, waiting: Sequence[tuple[Route, Demand]] = ()) -> list[Crossing]:
-        """Tell the store all that there is to tell, and take what it answers."""
-        crossings = []
+        """Tell the store all that there is to tell, and take what it answers; what is lost is sent again next time."""
+        crossings: list[Crossing] = []
         self.leases.collect(self.at_s)
         for shard in list(self.leases.shards.values()):
             for _ in range(ROUNDS_MAX):
                 self.leases.build(shard, waiting, now_s, self.at_s)
                 assert shard.in_flight is not None
-                crossings += self.leases.apply(shard, ask(shard.in_flight), now_s)
+                try:
+                    crossings += self.leases.apply(shard, ask(shard.in_flight), now_s)
+                except Lost:
+                    break
                 self.leases.collect(self.at_s)
                 if shard.epoch and shard.joining is None and not shard.due:
                     break
@@ -99,7 +150,7 @@ class SharedBook:
     """Replicas that hold in turn; what is asked of the book is asked of all, or of the one that has the hold."""
 
     def __init__(
-        self, count: int, ask: Ask, clock: Clock, budgets: Iterable[Budget], now_s: int, horizon_s: float
+        self, count: int, ask: Carrier, clock: Clock, budgets: Iterable[Budget], now_s: int, horizon_s: float
     ) -> None:
         self.ask = ask
         self.clock = clock
@@ -110,6 +161,7 @@ class SharedBook:
             for index in range(count)
         ]
         self.home: dict[str, int] = {}
+        self.crossings: list[Crossing] = []
         self._turn = 0
 
     @property
@@ -127,11 +179,9 @@ class SharedBook:
         self, route: SharedRoute, demand: Demand, hold_id: str, row: dict[str, Any], now_us: int, ttl_s: int
     ) -> Hold | Shortfall:
         """Hold on the next replica in turn as a gateway does: from its leases, from what it fetches, or not at all."""
-        self._turn += 1
-        at = self.home[hold_id] = self._turn % len(self.replicas)
-        replica, now_s = self.replicas[at], now_us // US
-        self._keep_up(now_s)
-        here = replica.book.route(route.subject, now_s)
+        replica = self._next(hold_id, now_us // US)
+        self._keep_up(replica.book.now_s)
+        here = replica.book.route(route.subject, replica.book.now_s)
         whole = demand._replace(cap_min=demand.cap_max)
         for round_ in range(ROUNDS_MAX):
             held = replica.book.hold(here, whole, hold_id, row, now_us, ttl_s)
@@ -141,22 +191,39 @@ class SharedBook:
                 replica.leases.want(here, demand)
             for share in replica.leases.lacking(here, demand):
                 replica.leases.due(share.counter)
-            replica.exchange(self.ask, replica.book.now_s, [(here, demand)])
+            self._exchange(replica, replica.book.now_s, [(here, demand)])
             lacking = replica.leases.lacking(here, demand)
             is_open = all(shard.is_open for shard in replica.leases.shards.values())
-            if lacking and is_open and not any(share.pending for share in lacking):
+            if lacking and is_open and all(share.is_short and not share.pending for share in lacking):
                 return replica.book.hold(here, demand, hold_id, row, now_us, ttl_s)
-            self._recall(replica, lacking)
+            self._listen()
         raise AssertionError("others go on having something to give back")
+
+    def hold_cut_off(
+        self, route: SharedRoute, demand: Demand, hold_id: str, row: dict[str, Any], now_us: int, ttl_s: int
+    ) -> Hold | Shortfall:
+        """Hold on the next replica in turn while it cannot ask the store."""
+        book = self._next(hold_id, now_us // US).book
+        here = book.route(route.subject, book.now_s)
+        book.set_away(is_away=True)
+        held = book.hold(here, demand, hold_id, row, now_us, ttl_s)
+        book.set_away(is_away=False)
+        return held
+
+    def _next(self, hold_id: str, now_s: int) -> Replica:
+        """The replica whose turn it is to hold, at a time that is not before that of any."""
+        self._turn += 1
+        self.home[hold_id] = self._turn % len(self.replicas)
+        replica = self.replicas[self.home[hold_id]]
+        replica.book.counters(max([now_s, *(each.book.now_s for each in self.replicas)]))
+        return replica
 
     def _keep_up(self, now_s: int) -> None:
         """Let pass the time in which every replica tells what presses, as its keeper does each moment."""
         if self.clock.now_ms < now_s * 1000:
             self.clock.follow(now_s)
-            for replica in self.replicas:
-                replica.leases.collect(replica.at_s)
-                if any(replica.leases.is_pressing(shard, replica.at_s) for shard in replica.leases.shards.values()):
-                    replica.exchange(self.ask, replica.book.now_s)
+            self._meet()
+            self._exchange_pressing()
 
     def _meet(self) -> None:
         """Let every replica learn of the shards that others have begun, as their keepers do."""
@@ -165,13 +232,26 @@ class SharedBook:
             for tag in tags:
                 replica.leases.shard(tag)
 
-    def _recall(self, asker: Replica, lacking: list[Share]) -> None:
-        """Let the others join, and give back what lies idle."""
+    def _listen(self) -> None:
+        """Let the others join, and give back what was recalled, as their keepers do when they hear of it."""
         self._meet()
-        for other in self.replicas:
-            if other is not asker:
-                other.leases.recall([share.name for share in lacking])
-                other.exchange(self.ask, asker.book.now_s)
+        for tag in self.replicas[0].leases.shards:
+            for sender, *said in self.ask.heard(tag):
+                for leases in (replica.leases for replica in self.replicas if replica.leases.replica != sender):
+                    if len(said) > 1:
+                        leases.join(tag)
+                    if said:
+                        leases.recall(said[0])
+        self._exchange_pressing()
+
+    def _exchange_pressing(self) -> None:
+        for replica in self.replicas:
+            replica.leases.collect(replica.at_s)
+            if any(replica.leases.is_pressing(shard, replica.at_s) for shard in replica.leases.shards.values()):
+                self._exchange(replica, replica.book.now_s)
+
+    def _exchange(self, replica: Replica, now_s: int, waiting: Sequence[tuple[Route, Demand]] = ()) -> None:
+        self.crossings += replica.exchange(self.ask, now_s, waiting)
 
     def settle(self, hold_id: str, actual: Any, now_us: int) -> Settlement | None:
         if hold_id in self.holds:
@@ -204,6 +284,7 @@ class SharedBook:
     def adjust(self, charges: Iterable[Charge], now_s: int) -> None:
         self.replicas[0].book.adjust(charges, now_s)
         self.tell_all(now_s)
+        self.crossings.clear()  # one book does not say what a correction crosses
 
     def counters(self, now_s: int) -> list[Counter]:
         """One counter for each of the name, with the sums of all replicas, which must know each other's."""
@@ -228,18 +309,21 @@ class SharedBook:
         recovery.rebuild(book, records, now_s)
         self.replicas[at] = Replica(f"r{at}", len(self.replicas), book, self.clock, self.horizon_s)
 
-    def tell_all(self, now_s: int) -> list[Crossing]:
+    def tell_all(self, now_s: int) -> None:
         """Let every replica tell what it has spent and learn what the others have."""
         now_s = max([now_s, *(replica.book.now_s for replica in self.replicas)])
         self.clock.follow(now_s)
-        crossings = []
-        for _ in range(2):
+        lost = -1
+        for _ in range(ROUNDS_MAX):
+            told, lost = lost, self.ask.lost
             for replica in self.replicas:
                 self._meet()
                 for counter in replica.book.counters(now_s):
                     replica.leases.due(counter)
-                crossings += replica.exchange(self.ask, now_s)
-        return crossings
+                self._exchange(replica, now_s)
+            if told == lost == self.ask.lost:
+                return
+        raise AssertionError("more was lost than the test meant to lose")
 
     def _at(self, hold_id: str) -> Replica:
         return self.replicas[self.home[hold_id]]
@@ -248,7 +332,8 @@ class SharedBook:
         if settlement is None:
             return None
         assert settlement.crossings == ()
-        crossings = self.tell_all(0)
+        self.tell_all(0)
+        crossings, self.crossings = self.crossings, []
         order = [(charge[0], charge[1]) for charge in settlement.charges]
         crossings.sort(key=lambda crossing: order.index((crossing.budget, crossing.counter)))
         return replace(settlement, crossings=tuple(crossings))

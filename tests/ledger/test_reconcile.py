@@ -81,6 +81,19 @@ def working(client: LedgerClient, name: str) -> Iterator[Worker]:
         journal.close()
 
 
+@contextmanager
+def sharing(client: LedgerClient, name: str) -> Iterator[Worker]:
+    """A worker that shares its budgets, and so their counters, with others; soft ones hold without a lease."""
+    budgets = [replace(budget, id=f"shared-{budget.id}", mode="soft") for budget in BUDGETS]
+    home: Path = client.home  # type: ignore[attr-defined]  # set by the fixture
+    book = Book(budgets, int(time.time()), is_shared=True)
+    journal = Journal.open(home / "journal" / name, snapshot=lambda: recovery.snapshot(book))
+    try:
+        yield Worker(journal, book)
+    finally:
+        journal.close()
+
+
 def asked(client: LedgerClient) -> reconcile.Ask:
     def ask(sql: str, parameters: dict[str, str]) -> list[dict[str, Any]]:
         return client.rows(sql, **parameters)
@@ -134,6 +147,20 @@ def test_a_counter_that_only_one_side_knows_drifts_in_full(client: LedgerClient)
         assert sorted(each.drift for each in accounts) == [-70, -10, -10, -1]
         empty = worker.cut()._replace(writer="nobody", seq=0, is_shared=True)
         assert sorted(each.drift for each in reconcile.counters(asked(client), empty)) == [1, 10, 10, 70]
+
+
+def test_a_gateway_of_a_shared_book_is_compared_with_its_own_rows_alone(client: LedgerClient) -> None:
+    with sharing(client, "mine") as mine, sharing(client, "theirs") as theirs:
+        for number in range(1, 8):
+            mine.spend(number)
+            theirs.spend(100 * number)
+        for worker in (mine, theirs):
+            assert drifting(compared(client, worker)) == {}
+        mine.book.counters(mine.now_s)[0].cell.spent += 3
+        assert list(drifting(compared(client, mine)).values()) == [3]
+        assert drifting(compared(client, theirs)) == {}
+        everyone = list(reconcile.counters(asked(client), mine.cut()._replace(is_shared=False)))
+        assert drifting(everyone), "with a book of its own the rows of all writers would count"
 
 
 def test_what_comes_after_the_cut_is_not_compared(client: LedgerClient) -> None:

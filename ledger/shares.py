@@ -1,0 +1,64 @@
+"""Shares: what one replica knows of its part in one shared counter, and how much of it should lie ready there."""
+
+from dataclasses import dataclass
+
+from ledger.counters import Counter
+
+UNSEEN = -1
+_RATE_S = 0.1
+
+
+@dataclass(slots=True, eq=False)
+class Share:
+    """What this replica knows of its part in one shared counter.
+
+    `is_known` once the store was told all cells. Of what is asked for, `recall` is the last recall before it (UNSEEN
+    until that is known), `pending` how many others have not answered the one since, and `is_short` that it is not all
+    here. `target` is what should lie ready, `needed` the most that was asked for at once while it is in use.
+    """
+
+    name: str
+    counter: Counter
+    is_known: bool = False
+    is_recalled: bool = False
+    recall: int = UNSEEN
+    pending: int = 0
+    is_short: bool = False
+    target: int = 0
+    needed: int = 0
+    rate_per_s: float = 0.0
+    used: int = 0
+    used_in_s: int = -1
+    seen_at_s: float = 0.0
+    active_at_s: float = 0.0
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the store must hear of it even when it is not used, or knows more of it than is known here."""
+        counter, cell = self.counter, self.counter.cell
+        return cell.lease > cell.spent or counter.held > 0 or counter.held_elsewhere > 0 or not self.is_known
+
+    @property
+    def is_low(self) -> bool:
+        """Whether half of what should lie ready is used up."""
+        return 2 * self.counter.room < self.target
+
+    def ask_anew(self) -> None:
+        """Forget what was answered to another request."""
+        self.pending, self.is_short, self.recall = 0, False, UNSEEN
+
+    def retarget(self, used: int, at_s: float, horizon_s: float) -> None:
+        """Set what should lie ready: what the present rate uses in the horizon, and as much again as requests ask for.
+
+        Nothing once it has not been used for that long.
+        """
+        cell, elapsed_s = self.counter.cell, at_s - self.seen_at_s
+        is_same = self.used_in_s == cell.start_s
+        if is_same and elapsed_s >= _RATE_S:
+            self.rate_per_s = (self.rate_per_s + max(0, used - self.used) / elapsed_s) / 2
+        if not is_same or elapsed_s >= _RATE_S:
+            self.used, self.used_in_s, self.seen_at_s = used, cell.start_s, at_s
+        if at_s - self.active_at_s >= horizon_s:
+            self.rate_per_s, self.needed, self.target = 0.0, 0, 0
+        else:
+            self.target = int(self.rate_per_s * horizon_s) + max(self.needed, cell.held, 1)
