@@ -14,7 +14,7 @@ from ledger.budgets import Budget, Subject
 from ledger.counters import Counter, Grant
 from ledger.exchange_lines import name_of, tag_of
 from ledger.holds import Demand, Hold, Shortfall
-from ledger.leases import IDLE_S, LIVE_MS, TELL_S, BadReply, Leases, Shard, channel
+from ledger.leases import IDLE_S, LIVE_MS, QUIET_S, TELL_S, BadReply, Leases, Shard, channel
 from ledger.windows import parse_window
 from tests.ledger.shared_book import Ask, Carrier, Clock, Replica, SharedBook, asks
 from tests.redis_server import RedisServer
@@ -437,6 +437,96 @@ def test_another_window_is_another_account(clock: Clock, ask: Ask) -> None:
     alone.exchange(ask, NOW_S)
     assert isinstance(hold(alone, 1), Shortfall)
     assert counter_of(alone).available == 0
+
+
+def two(clock: Clock, ask: Ask, budgets: list[Budget], horizon_s: float = 0.0) -> tuple[Replica, Replica]:
+    """Two replicas that have joined the shard of acme."""
+    first, second = (replica(clock, budgets, name, of=2, horizon_s=horizon_s) for name in ("r0", "r1"))
+    for each in (first, second, first, second):
+        each.leases.shard("acme")
+        each.exchange(ask, NOW_S)
+    return first, second
+
+
+def test_who_did_not_hear_a_recall_learns_of_it_with_its_next_exchange(clock: Clock, ask: Ask) -> None:
+    first, second = two(clock, ask, [budget(100)], horizon_s=10.0)
+    first.book.void(fetched(first, ask, 90).hold_id)
+    first.exchange(ask, NOW_S)
+    assert counter_of(first).room >= 90
+    route = second.book.route(SEARCH, NOW_S)
+    second.leases.want(route, demand(100))
+    second.exchange(ask, NOW_S, [(route, demand(100))])
+    (share,) = second.leases.lacking(route, demand(100))
+    assert (share.is_short, share.pending) == (True, 1)
+    first.leases.due(counter_of(first))
+    first.exchange(ask, NOW_S)
+    assert counter_of(first).room == 0
+    second.leases.due(share.counter)
+    second.exchange(ask, NOW_S, [(route, demand(100))])
+    assert (share.is_short, share.pending) == (False, 0)
+    assert isinstance(hold(second, 100), Hold)
+
+
+def test_a_recall_that_others_have_answered_is_the_last_word(clock: Clock, ask: Ask) -> None:
+    first, second = two(clock, ask, [budget(100)])
+    fetched(first, ask, 90)
+    route = second.book.route(SEARCH, NOW_S)
+    second.leases.want(route, demand(11))
+    second.exchange(ask, NOW_S, [(route, demand(11))])
+    (share,) = second.leases.lacking(route, demand(11))
+    assert (share.is_short, share.pending) == (True, 1), "what the other holds may have ended meanwhile"
+    assert first.leases.recall([share.name])
+    first.exchange(ask, NOW_S)
+    for _ in range(3):
+        second.leases.due(share.counter)
+        second.exchange(ask, NOW_S, [(route, demand(11))])
+        assert (share.is_short, share.pending) == (True, 0)
+
+
+def test_shortly_after_a_recall_nothing_is_leased_beyond_need(clock: Clock, ask: Ask) -> None:
+    first, second = two(clock, ask, [budget(100)], horizon_s=10.0)
+    first.book.void(fetched(first, ask, 50).hold_id)
+    route = second.book.route(SEARCH, NOW_S)
+    second.leases.want(route, demand(100))
+    second.exchange(ask, NOW_S, [(route, demand(100))])
+    first.leases.recall([name_of(counter_of(first))])
+    first.exchange(ask, NOW_S)
+    first.leases.due(counter_of(first))
+    first.exchange(ask, NOW_S)
+    assert counter_of(first).room == 0
+    clock.now_ms += ledger.leases.CALM_MS
+    first.leases.due(counter_of(first))
+    first.exchange(ask, NOW_S)
+    assert counter_of(first).room > 0
+
+
+def test_a_clock_that_is_ahead_frees_nothing_of_a_rolling_window_early(clock: Clock, ask: Ask) -> None:
+    rolling = Budget("b", "finance", (("org", "acme"),), "tokens", 100, parse_window("rolling:60s"))
+    first, second = two(clock, ask, [rolling])
+    fetched(first, ask, 100)
+    route = second.book.route(SEARCH, NOW_S + 120)
+    for _ in range(2):
+        second.leases.want(route, demand(1))
+        second.exchange(ask, NOW_S + 120, [(route, demand(1))])
+        assert isinstance(hold(second, 1, NOW_US + 120 * MILLION), Shortfall)
+
+
+def test_who_has_nothing_to_tell_learns_of_a_new_epoch_all_the_same(
+    client: "redis.Redis[bytes]", clock: Clock, ask: Ask
+) -> None:
+    first, second = two(clock, ask, [budget(100)])
+    shard = second.leases.shard("acme")
+    assert not second.leases.is_pressing(shard, second.at_s)
+    client.flushall()
+    clock.now_ms += int(QUIET_S * 1000)
+    assert second.leases.is_pressing(shard, second.at_s)
+    second.exchange(ask, NOW_S)
+    assert not second.leases.is_pressing(shard, second.at_s)
+    first.exchange(ask, NOW_S)
+    said = [orjson.loads(each) for each in client.lrange(channel("acme"), 0, -1)]
+    assert ["r0", {}, "joined"] in said
+    second.leases.join("acme")
+    assert second.leases.is_pressing(shard, second.at_s)
 
 
 def test_a_recall_of_a_counter_that_is_not_known_here_asks_for_nothing() -> None:

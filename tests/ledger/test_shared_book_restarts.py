@@ -55,6 +55,10 @@ def test_a_server_that_may_have_forgotten_leases_nothing_until_all_have_joined_a
     clock.follow(NOW_S)
     with RedisServer(persistence) as server, redis.Redis.from_url(server.url) as client:
         ask = asks(client, clock)
+        gone = Replica("of another name", 1, Book([BUDGET], NOW_S, is_shared=True), clock, 0.0)
+        gone.leases.shard("acme")
+        gone.exchange(ask, NOW_S)
+        assert taken(gone, ask, 20) == 20
         first, second = pair(ask, clock, is_durable=False)
         epoch = first.leases.shard("acme").epoch
         server.kill()

@@ -3,8 +3,8 @@
 import orjson
 import pytest
 
-from ledger.migrations import Migration, SchemaRefused, migrate, shipped
 from ledger.destination import InsertFailed
+from ledger.migrations import Migration, SchemaRefused, migrate, shipped
 from ledger.store import Store, StoreLocked, StoreUnsupported, chdb_path
 from ledger.tables import BY_KIND, IN_ORDER
 
