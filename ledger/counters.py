@@ -103,8 +103,8 @@ class Counter:
             self.cell = _NO_CELL
             self._sort(budget)
             for cell in self.cells:
-                # The store keeps another account for another window, and knows nothing of these cells there.
-                cell.lease = cell.reported = 0
+                # The store keeps another account for another window, where nothing is leased yet.
+                cell.lease = 0
         self.budget = budget
         self.grants = grants
         self.turn(now_s)

@@ -110,32 +110,6 @@ local function of(cells, cell)
   return cells[cell]
 end
 
--- What this replica says of its own cells, taken into what is known. What it has spent is summed only once all replicas
--- have joined, so that a threshold is seen by the one exchange that crosses it.
-local function tell(line, counter)
-  local told = {}
-  for _, said in ipairs(line.cells) do
-    local cell, reported, spent, used, keeps = text(said[1]), said[2], said[3], said[4], said[5]
-    local leases, spents = of(counter.g, cell), of(counter.s, cell)
-    if not ask.join then
-      keeps = math.min(keeps, leases[me] or 0)
-    end
-    leases[me] = math.max(keeps, used)
-    spents[me] = is_summed and spent or spents[me] or reported
-    told[cell] = true
-  end
-  if line.whole then
-    for _, kind in ipairs({'g', 's'}) do
-      for cell, values in pairs(counter[kind]) do
-        if values[me] and not told[cell] then
-          values[me] = nil
-          counter.dropped[#counter.dropped + 1] = kind .. '|' .. cell .. '|' .. me
-        end
-      end
-    end
-  end
-end
-
 local function counts(line, cell)
   if line.span_s > 0 then
     return tonumber(cell) + line.span_s > now_s
@@ -169,6 +143,40 @@ local function spent_by_me(line, counter)
     end
   end
   return spent
+end
+
+-- What this replica says of its own cells, taken into what is known, and what it had spent by that until now. What it has
+-- spent since is summed only once all replicas have joined, so that a threshold is seen by the one exchange that crosses
+-- it; where nothing is known of a cell, what was reported of it before is not seen again.
+local function tell(line, counter)
+  local told = {}
+  for _, said in ipairs(line.cells) do
+    local cell, reported, used, keeps = text(said[1]), said[2], said[4], said[5]
+    local leases, spents = of(counter.g, cell), of(counter.s, cell)
+    if not ask.join then
+      keeps = math.min(keeps, leases[me] or 0)
+    end
+    leases[me] = math.max(keeps, used)
+    spents[me] = spents[me] or reported
+    told[cell] = true
+  end
+  if line.whole then
+    for _, kind in ipairs({'g', 's'}) do
+      for cell, values in pairs(counter[kind]) do
+        if values[me] and not told[cell] then
+          values[me] = nil
+          counter.dropped[#counter.dropped + 1] = kind .. '|' .. cell .. '|' .. me
+        end
+      end
+    end
+  end
+  local before = spent_by_me(line, counter)
+  if is_summed then
+    for _, said in ipairs(line.cells) do
+      counter.s[text(said[1])][me] = said[3]
+    end
+  end
+  return before
 end
 
 -- The sums over the cells that count: spent and debited by anyone, what is stranded, and what others might give back.
@@ -205,8 +213,7 @@ end
 local counters, answer, published = {}, {'ok', text(now_ms), is_open and '1' or '0', tostring(members)}, {}
 for i, line in ipairs(ask.lines) do
   local counter = read(KEYS[i + 3])
-  local before = spent_by_me(line, counter)
-  tell(line, counter)
+  local before = tell(line, counter)
   local sums = sum(line, counter)
   local leases = of(counter.g, text(line.from_s))
   local used = #line.cells > 0 and line.cells[#line.cells][4] or 0

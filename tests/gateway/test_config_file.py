@@ -238,9 +238,12 @@ CASES = {
     ),
     "a book in Redis": (
         added('book: {url: "redis://:hunter2@db:6379/0"}'),
-        "bursar.yaml:3:8 book.url: redis comes with the Redis book, which this version does not have: use memory://",
+        "bursar.yaml:3:8 book.url: has a password in it: put that into the environment variable BURSAR_REDIS_PASSWORD",
     ),
-    "another book": (added("book: {url: file://x}"), "bursar.yaml:3:8 book.url: must be memory://"),
+    "another book": (
+        added("book: {url: file://x}"),
+        "bursar.yaml:3:8 book.url: must be memory://, redis://<host>:<port>/<database> or rediss://…",
+    ),
     "an OPA server": (
         changed("embedded:", "http://opa:8181"),
         "bursar.yaml:2:10 policy.url: an OPA server is not supported by this version: use embedded:<folder>",

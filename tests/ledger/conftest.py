@@ -1,4 +1,4 @@
-"""Journals and rows for the tests of the ledger."""
+"""Journals and rows for the tests of the ledger, and a Redis for those of the shared book."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from domain.ids import uuid7
 from ledger.journal import Journal
+from tests.ledger.replicas import NOW_S
+from tests.ledger.shared_book import Ask, Clock, asks
+from tests.redis_server import RedisServer
 
 SEGMENT_BYTES = 1 << 17
 
@@ -52,3 +56,25 @@ def usage_row() -> Callable[..., dict[str, Any]]:
         return row | values
 
     return make
+
+
+@pytest.fixture(scope="module")
+def redis_client() -> Iterator["redis.Redis[bytes]"]:
+    """A Redis of the module's own."""
+    with RedisServer() as server, redis.Redis.from_url(server.url) as client:
+        yield client
+
+
+@pytest.fixture
+def clock(redis_client: "redis.Redis[bytes]") -> Clock:
+    """The time of that Redis, which knows nothing yet."""
+    redis_client.flushall()
+    clock = Clock()
+    clock.follow(NOW_S)
+    return clock
+
+
+@pytest.fixture
+def ask(redis_client: "redis.Redis[bytes]", clock: Clock) -> Ask:
+    """Carries exchanges to it."""
+    return asks(redis_client, clock)

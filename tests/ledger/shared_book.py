@@ -162,6 +162,8 @@ class SharedBook:
         ]
         self.home: dict[str, int] = {}
         self.crossings: list[Crossing] = []
+        self._corrected: set[str] = set()
+        self._has_ended = False
         self._turn = 0
 
     @property
@@ -227,7 +229,7 @@ class SharedBook:
 
     def _meet(self) -> None:
         """Let every replica learn of the shards that others have begun, as their keepers do."""
-        tags = {tag for replica in self.replicas for tag in replica.leases.shards}
+        tags = dict.fromkeys(tag for replica in self.replicas for tag in replica.leases.shards)
         for replica in self.replicas:
             for tag in tags:
                 replica.leases.shard(tag)
@@ -245,13 +247,22 @@ class SharedBook:
         self._exchange_pressing()
 
     def _exchange_pressing(self) -> None:
+        """Let all tell what presses, and again what was lost, as keepers do within moments."""
+        lost = -1
+        while lost != self.ask.lost:
+            lost = self.ask.lost
+            self._exchange_once()
+
+    def _exchange_once(self) -> None:
         for replica in self.replicas:
             replica.leases.collect(replica.at_s)
             if any(replica.leases.is_pressing(shard, replica.at_s) for shard in replica.leases.shards.values()):
                 self._exchange(replica, replica.book.now_s)
 
     def _exchange(self, replica: Replica, now_s: int, waiting: Sequence[tuple[Route, Demand]] = ()) -> None:
-        self.crossings += replica.exchange(self.ask, now_s, waiting)
+        crossings = replica.exchange(self.ask, now_s, waiting)
+        # One book does not say what a correction crosses; replicas do, once they tell of it.
+        self.crossings += [each for each in crossings if self._has_ended or each.budget not in self._corrected]
 
     def settle(self, hold_id: str, actual: Any, now_us: int) -> Settlement | None:
         if hold_id in self.holds:
@@ -282,9 +293,10 @@ class SharedBook:
         self.tell_all(now_s)
 
     def adjust(self, charges: Iterable[Charge], now_s: int) -> None:
-        self.replicas[0].book.adjust(charges, now_s)
+        told = list(charges)
+        self._corrected |= {charge.budget for charge in told}
+        self.replicas[0].book.adjust(told, now_s)
         self.tell_all(now_s)
-        self.crossings.clear()  # one book does not say what a correction crosses
 
     def counters(self, now_s: int) -> list[Counter]:
         """One counter for each of the name, with the sums of all replicas, which must know each other's."""
@@ -332,7 +344,9 @@ class SharedBook:
         if settlement is None:
             return None
         assert settlement.crossings == ()
+        self._has_ended = True
         self.tell_all(0)
+        self._has_ended = False
         crossings, self.crossings = self.crossings, []
         order = [(charge[0], charge[1]) for charge in settlement.charges]
         crossings.sort(key=lambda crossing: order.index((crossing.budget, crossing.counter)))

@@ -108,8 +108,10 @@ async def test_a_grant_made_at_one_replica_reaches_the_others_past_what_is_no_gr
 async def test_an_organisation_that_one_replica_begins_is_shared_by_the_others(server: RedisServer) -> None:
     async with nodes(server, 2, [budget("all", LIMIT, scope=(("org", "*"),))]) as (first, second):
         new = SUBJECT._replace(org="new")
+        first.book.route(new, first.keeper.clock.now_us() // US)
+        await until(lambda: "new" in second.keeper.leases.shards, "the other learns of it")
+        await until(lambda: first.is_open and second.is_open, "both have reported on it")
         assert isinstance(await first.hold(600, new), Hold)
-        assert "new" in second.keeper.leases.shards
         assert isinstance(await second.hold(500, new), Shortfall)
         assert isinstance(await second.hold(400, new), Hold)
 
@@ -207,6 +209,10 @@ async def test_a_keeper_that_closes_gives_back_what_lies_idle_of_every_organisat
     of = [budget("all", LIMIT, scope=(("org", "*"),)), budget("whole", 10**6)]
     async with nodes(server, 2, of) as (first, second):
         subjects = [SUBJECT._replace(org=f"o{index}") for index in range(5)]
+        for each in subjects:
+            first.book.route(each, first.keeper.clock.now_us() // US)
+        both = (first, second)
+        await until(lambda: all(each.is_open and len(each.keeper.leases.shards) > 5 for each in both), "all are shared")
         for each in subjects:
             held = await first.hold(LIMIT, each)
             assert isinstance(held, Hold)
