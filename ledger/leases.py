@@ -91,8 +91,10 @@ class Leases:
         self._looked_at_s = 0.0
         for counter in book.every_counter():
             for cell in counter.cells:
-                # An older process saw the thresholds that this crossed.
+                # An older process saw the thresholds that this crossed, and may have given back what corrections freed.
                 cell.reported = cell.spent
+                cell.lease = min(0, cell.spent + cell.held)
+            counter.refit()
 
     def collect(self, at_s: float) -> None:
         """Note what the book has touched, and what lies idle, as due to be told."""
@@ -261,14 +263,15 @@ class Leases:
         cell, window = counter.cell, counter.budget.window
         used = cell.spent + cell.held
         is_leased = counter.budget.is_hard and self.book.find(counter.budget.id, counter.name) is counter
-        if needed:
-            share.needed, share.active_at_s = max(share.needed, needed), at_s
+        if needed is not None:
+            # How far it is short is not known again before this is answered.
+            share.is_short, share.needed, share.active_at_s = False, max(share.needed, needed), at_s
         share.retarget(used, at_s, self._horizon_s if is_leased else 0.0)
         lease, is_tight = cell.lease, share.is_recalled
         if is_tight or not is_leased:
             lease = min(lease, used)
         elif lease - used > 4 * share.target:
-            lease = used + share.target
+            lease = min(lease, used + max(share.target, needed or 0))
         gave = lease < cell.lease
         if gave:
             # From here on it is not used any more, whether the exchange arrives or not.

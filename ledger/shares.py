@@ -36,7 +36,11 @@ class Share:
     def is_watched(self) -> bool:
         """Whether the store must hear of it even when it is not used, or knows more of it than is known here."""
         counter, cell = self.counter, self.counter.cell
-        return cell.lease > cell.spent or counter.held > 0 or counter.held_elsewhere > 0 or not self.is_known
+        if cell.lease > cell.spent or counter.held > 0 or not self.is_known:
+            return True
+        # What others have passes with time: a band that refuses all requests would never be lifted by one of them.
+        is_passing = counter.budget.window.kind == "rolling" and counter.spent_elsewhere != 0
+        return counter.held_elsewhere > 0 or is_passing
 
     @property
     def is_low(self) -> bool:

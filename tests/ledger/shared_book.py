@@ -139,6 +139,8 @@ class SharedRoute:
 
     def headroom(self, now_s: int) -> Headroom:
         """The bands, once all replicas have told what they know."""
+        for replica in self.of.replicas:
+            replica.book.counters(now_s)  # a route is of the counters that are not forgotten
         routes = [replica.book.route(self.subject, now_s) for replica in self.of.replicas]
         self.of.tell_all(now_s)
         found = {route.headroom(now_s) for route in routes}

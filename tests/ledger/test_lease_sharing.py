@@ -181,6 +181,37 @@ def test_a_recall_that_others_have_answered_is_the_last_word(clock: Clock, ask: 
         assert (share.is_short, share.pending) == (True, 0)
 
 
+def test_what_was_short_is_not_known_to_be_while_it_is_asked_for_again(clock: Clock, ask: Ask) -> None:
+    first, second = two(clock, ask, [budget(100)])
+    fetched(first, ask, 90)
+    route, asked = second.book.route(SEARCH, NOW_S), demand(11)
+    second.leases.want(route, asked)
+    second.exchange(ask, NOW_S, [(route, asked)])
+    (share,) = second.leases.lacking(route, asked)
+    assert share.is_short
+    second.leases.due(share.counter)
+    shard = second.leases.shard("acme")
+    exchange = second.leases.build(shard, [(route, asked)], NOW_S, second.at_s)
+    assert not share.is_short
+    second.leases.apply(shard, ask(exchange), NOW_S)
+    assert share.is_short
+    second.leases.want(route, demand(0))
+    assert (share.is_short, second.leases.lacking(route, demand(0))) == (False, []), "it was another request's answer"
+
+
+def test_what_is_overspent_has_no_room_even_for_nothing(clock: Clock, ask: Ask) -> None:
+    """As in a book that is not shared."""
+    first, second = two(clock, ask, [budget(100)])
+    held = fetched(first, ask, 90)
+    first.book.settle(held.hold_id, Amounts(tokens=130), NOW_US)
+    first.exchange(ask, NOW_S)
+    route = second.book.route(SEARCH, NOW_S)
+    second.leases.due(route.counters[0][0])
+    second.exchange(ask, NOW_S, [(route, demand(0))])
+    (share,) = second.leases.lacking(route, demand(0))
+    assert (share.is_short, share.pending, share.counter.available) == (True, 0, -30)
+
+
 def test_shortly_after_a_recall_nothing_is_leased_beyond_need(clock: Clock, ask: Ask) -> None:
     first, second = two(clock, ask, [budget(100)], horizon_s=10.0)
     first.book.void(fetched(first, ask, 50).hold_id)
@@ -210,6 +241,20 @@ def test_a_clock_that_is_ahead_frees_nothing_of_a_rolling_window_early(clock: Cl
         assert isinstance(hold(second, 1, NOW_US + 61 * MILLION), Shortfall)
     clock.follow(NOW_S + 61)
     assert isinstance(fetched(second, ask, 1, now_s=NOW_S + 61), Hold)
+
+
+def test_a_band_that_others_caused_is_lifted_with_time_without_a_hold(clock: Clock, ask: Ask) -> None:
+    """Or a policy that refuses by that band would refuse for ever."""
+    rolling = Budget("b", "finance", (("org", "acme"),), "tokens", 100, parse_window("rolling:60s"))
+    first, second = two(clock, ask, [rolling])
+    first.book.settle(fetched(first, ask, 100).hold_id, Amounts(tokens=100), NOW_US)
+    route = second.book.route(SEARCH, NOW_S)
+    for each in (first, second):
+        each.exchange(ask, NOW_S)
+    assert route.headroom(NOW_S).band == "exhausted"
+    clock.follow(NOW_S + 61)
+    second.exchange(ask, NOW_S + 61)
+    assert route.headroom(NOW_S + 61).band == "ok"
 
 
 def test_who_has_nothing_to_tell_learns_of_a_new_epoch_all_the_same(

@@ -4,6 +4,7 @@ import pytest
 import redis
 
 from domain.amounts import MILLION, Amounts
+from domain.charges import Charge
 from domain.ids import uuid7
 from ledger.book import Book
 from ledger.budgets import Budget
@@ -191,6 +192,18 @@ def test_the_name_of_an_organisation_cannot_break_its_hash_tag(clock: Clock, ask
     other.leases.shard(tag)
     other.exchange(ask, NOW_S)
     assert isinstance(fetched(other, ask, 100, subject), Hold), "it was not found in the index"
+
+
+def test_what_a_correction_freed_is_not_free_again_in_the_next_process(clock: Clock, ask: Ask) -> None:
+    """The older one may have given it back, and another replica may have it."""
+    rebuilt = Book([budget(100)], NOW_S, is_shared=True)
+    rebuilt.restore_spent(Charge("b", "org=acme", NOW_S, "tokens", -30), NOW_S)
+    alone = Replica("r0", 1, rebuilt, clock, 0.0)
+    assert isinstance(hold(alone, 1), Shortfall)
+    alone.leases.shard("acme")
+    alone.exchange(ask, NOW_S)
+    assert isinstance(fetched(alone, ask, 130), Hold)
+    assert isinstance(hold(alone, 1), Shortfall)
 
 
 def test_two_organisations_have_two_tags() -> None:
