@@ -15,6 +15,7 @@ from gateway.flow import Outcome
 from gateway.governance import Governance
 from gateway.keys import KeyStore
 from gateway.metering import Observed
+from ledger.holds import Hold
 from ledger.journal import JournalFull
 from runtime.openai.usage import Report
 from tests.gateway.one_worker import US, OneWorker, admitted, budget
@@ -108,14 +109,15 @@ async def test_corrections_stand_after_a_restart(worker: OneWorker) -> None:
     assert spent(again) == live
 
 
-async def test_a_correction_never_takes_the_room_of_what_is_open(
-    worker: OneWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_correction_never_takes_the_room_of_what_is_open(worker: OneWorker) -> None:
     of = await worker.open()
     row = adjustments.of_request(await settled(worker, of), Amounts(gpu_us=7), of.now_us())
     before, seq = spent(of), of.journal.tail_seq
     posting = adjusting(worker, of)
-    monkeypatch.setattr(of.journal, "room_for", lambda holds: False, raising=False)
+    # More are open than all the room there is could settle.
+    held = Hold("h", (), 0, 0, 0, {})
+    of.book.holds.update({f"h{index}": held for index in range(100_000)})
+    assert not of.has_room()
     with pytest.raises(JournalFull):
         posting.post([row], reason="attribution", actor="ann")
     assert (spent(of), of.journal.tail_seq) == (before, seq)
