@@ -43,9 +43,10 @@ e2e: compile redis ## real traffic through vLLM on CPU (its own environment, 5 G
 	$(BIN)/python tests/e2e/vllm_environment.py
 	$(BIN)/pytest -q tests/e2e
 
-soak: setup ## kill and simulate far longer than the tests do: SEEDS=10000 KILLS=5000 WHOLE_KILLS=200
+soak: setup redis ## kill and simulate far longer than the tests do: SEEDS=10000 KILLS=5000 WHOLE_KILLS=200 EXAMPLES=2000
 	BURSAR_COMPILED=0 BURSAR_SEEDS=$(or $(SEEDS),10000) BURSAR_KILLS=$(or $(KILLS),5000) BURSAR_WHOLE_KILLS=$(or $(WHOLE_KILLS),200) \
-	$(BIN)/pytest -q tests/simulation tests/ledger/test_journal_kills.py tests/e2e/test_whole_killed.py
+	BURSAR_EXAMPLES=$(or $(EXAMPLES),2000) \
+	$(BIN)/pytest -q tests/simulation tests/ledger/test_journal_kills.py tests/ledger/test_shared_book_model.py tests/e2e/test_whole_killed.py
 
 load: compile ## half a minute of Locust against an instance of its own; every account must agree at the end
 	$(BIN)/python -m tests.load.run

@@ -4,6 +4,7 @@ import asyncio
 import random
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -107,7 +108,7 @@ class Link:
         await asyncio.Event().wait()
 
 
-class Direction:
+class Direction(ABC):
     """Bytes from one end to the other: read into a bounded queue, and written when the faults let them."""
 
     def __init__(self, link: Link, source: socket.socket, target: socket.socket) -> None:
@@ -123,17 +124,17 @@ class Direction:
         self._sent_bytes = 0
 
     @property
+    @abstractmethod
     def way(self) -> Way:
         """The faults of this direction now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def passes(self, frame: Frame) -> bool:
         """Whether a frame may go on; where it may not, the link is reset in its place."""
-        raise NotImplementedError
 
+    @abstractmethod
     def count(self, size_bytes: int) -> None:
         """Bytes have gone on."""
-        raise NotImplementedError
 
     async def read(self) -> None:
         """Queue what comes, until it ends or the link is to be reset."""

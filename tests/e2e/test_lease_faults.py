@@ -127,7 +127,7 @@ async def long_killed(server: RedisServer, of: list[Node]) -> None:
 async def test_nothing_is_overspent_through_a_fault_and_afterwards_all_is_as_it_was(
     fault: Callable[[RedisServer, list[Node]], Awaitable[None]], persistence: str
 ) -> None:
-    with RedisServer(persistence) as server:  # type: ignore[arg-type]
+    with RedisServer(persistence) as server:  # type: ignore[arg-type]  # a parameter of the test
         async with nodes(server, 3, [budget("all", LIMIT)]) as of:
             async with Load(of, LIMIT) as load:
                 await asyncio.sleep(0.1)
@@ -226,7 +226,7 @@ async def test_a_server_that_is_no_redis_is_away_for_one_clear_reason() -> None:
         def __init__(self) -> None:
             self.port = port
 
-    async with listening, node(Elsewhere(), "r0", 1, [budget("all", LIMIT)]) as it:  # type: ignore[arg-type]
+    async with listening, node(Elsewhere(), "r0", 1, [budget("all", LIMIT)]) as it:  # type: ignore[arg-type]  # no RedisServer
         await until(lambda: it.book.is_away, "it is away")
         (reason,) = it.said
         assert reason

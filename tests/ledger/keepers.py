@@ -28,7 +28,7 @@ SUBJECT = Subject("acme", "search", "web", "", "k", "", "small", "sim")
 def budget(name: str, limit: int, **more: object) -> Budget:
     """A hard limit on tokens over everything and all time, unless told otherwise."""
     values = {"scope": (), "resource": "tokens", "window": parse_window("total")} | more
-    return Budget(name, "finance", limit=limit, **values)  # type: ignore[arg-type]
+    return Budget(name, "finance", limit=limit, **values)  # type: ignore[arg-type]  # mixed on purpose
 
 
 def demand(tokens: int) -> Demand:

@@ -69,7 +69,7 @@ def test_a_threshold_is_seen_once_when_what_crosses_it_was_spent_by_two_while_re
     for number in range(4):  # two on each replica: 30 is spent and told, 15 is spent unseen
         assert isinstance(book.hold(route, demand((30, 30, 15, 15)[number]), f"h{number}", {}, NOW_US, TTL_S), Hold)
     for number in range(2):
-        assert book.settle(f"h{number}", Amounts(tokens=30), NOW_US).crossings == ()  # type: ignore[union-attr]
+        assert book.settle(f"h{number}", Amounts(tokens=30), NOW_US).crossings == ()  # type: ignore[union-attr]  # open, so it is no None
     for number in range(2, 4):
         book.replicas[book.home[f"h{number}"]].book.settle(f"h{number}", Amounts(tokens=15), NOW_US)
     if forgets:

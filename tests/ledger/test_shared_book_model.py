@@ -1,6 +1,7 @@
 """Books that share one Redis against the plain dictionary: together they say what one book in memory says."""
 
 import json
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,7 +21,7 @@ from tests.ledger.shared_book import Carrier, Clock, SharedBook
 from tests.ledger.test_book_model import TTL_S, US, BookAndModel, pick
 from tests.redis_server import RedisServer
 
-EXAMPLES = 25
+EXAMPLES = int(os.environ.get("BURSAR_EXAMPLES", "25"))
 STEPS = 40
 FATES = ("answered", "lost", "unanswered", "twice")
 
@@ -128,6 +129,7 @@ def _write(journal: list[Record], kind: str, body: dict[str, Any]) -> None:
     journal.append(Record(len(journal) + 1, kind, json.dumps(body).encode(), b"", "", 0))
 
 
+@pytest.mark.timeout(120 + EXAMPLES)
 @pytest.mark.parametrize("replicas", [1, 3])
 @pytest.mark.parametrize("horizon_s", [0.0, 1.0], ids=["each hold asks redis", "leases"])
 def test_replicas_say_together_what_one_book_says(replicas: int, horizon_s: float) -> None:
