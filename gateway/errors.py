@@ -122,8 +122,9 @@ def short_of_budget(short: Shortfall, now_s: int, decision: Decision) -> Refusal
 
 
 def _cut_off(short: Shortfall, decision: Decision) -> Refusal:
-    """The budget may have room, but where it is counted cannot be asked, and what was leased from there is used up."""
-    message = f"Budget {short.budget} ({short.counter}) is shared, and its book cannot be asked now; try again shortly."
+    """The budget may have room, but that could not be found out where all of it is counted, and no lease does."""
+    where = f"Budget {short.budget} ({short.counter})"
+    message = f"{where} is shared, and what other gateways leave of it could not be found out now; try again shortly."
     detail = {"budget": short.budget, "owner": short.owner, "counter": short.counter, "resource": short.resource}
     return Refusal(GOVERNANCE_UNAVAILABLE, message, detail=detail, decision=decision)
 

@@ -142,6 +142,7 @@ class Worker:
         self.metrics.watch(names.BOOK_AWAY, lambda: int(of.book.is_away))
         self.metrics.watch(names.BOOK_EXCHANGES, lambda: keeper.stats.exchanges)
         self.metrics.watch(names.BOOK_FETCHES, lambda: keeper.stats.fetches)
+        self.metrics.watch(names.BOOK_WAITING, lambda: keeper.leases.waiting)
 
     def _servers(self, of: Governance, controls: Controls) -> list[Server]:
         limits = self.loaded.config.limits

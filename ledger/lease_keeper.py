@@ -24,7 +24,8 @@ from ledger.book import Book, Crossing, Route
 from ledger.exchange_lines import tag_of
 from ledger.holds import Demand
 from ledger.leases import BadReply, Leases, Shard, channel
-from ledger.shared_grants import meet, text
+from ledger.shard_names import SHARED, learn_names, name_all, name_shard, text
+from ledger.shared_grants import share_grants
 from ledger.shares import Share
 
 SCRIPT = (Path(__file__).parent / "lua" / "exchange.lua").read_text(encoding="utf-8")
@@ -110,6 +111,9 @@ class LeaseKeeper:
     _failures_in_row: int = 0
     _beat_at_s: float = 0.0
     _is_probed: bool = False
+
+    def __post_init__(self) -> None:
+        self.leases.shard(SHARED)
 
     async def run(self) -> None:
         """Exchange until cancelled: when requests wait, when leases are recalled, and each TICK_S."""
@@ -197,9 +201,15 @@ class LeaseKeeper:
             now_s = time.monotonic()
             if now_s - self._beat_at_s >= BEAT_S:
                 self._beat_at_s = now_s
-                await meet(self.client, self.book, self.leases, self.clock.now_us() // US)
+                await share_grants(self.client, self.book, self.clock.now_us() // US)
+                await learn_names(self.client, self.leases)
             self.leases.collect(now_s)
             due = [shard for shard in self.leases.shards.values() if self.leases.is_pressing(shard, now_s)]
+            names = self.leases.shard(SHARED)
+            if names in due:
+                # Before any shard is begun: only then can one be known to be new to all replicas.
+                due.remove(names)
+                await self._exchange_all([names], ())
             await self._exchange_all(due, list(waiting.values()))
         finally:
             for done in waiting:
@@ -227,10 +237,11 @@ class LeaseKeeper:
 
     async def _exchange(self, shard: Shard, demands: Sequence[tuple[Route, Demand]]) -> None:
         for _ in range(_EXCHANGES_MAX):
+            born = await self._named(shard)
             sent_us, began_s = time.time_ns() // 1000, time.monotonic()
             exchange = self.leases.build(shard, demands, self.clock.now_us() // US, time.monotonic())
             self.stats.exchanges += 1
-            reply = await self._call(exchange.keys, exchange.payload)
+            reply = await self._call(exchange.keys, [exchange.payload, born])
             crossings = self.leases.apply(shard, reply, self.clock.now_us() // US)
             self.clock.learn(int(reply[1]), sent_us, int((time.monotonic() - began_s) * US))
             if crossings:
@@ -238,9 +249,17 @@ class LeaseKeeper:
             if shard.epoch and shard.joining is None and not shard.due:
                 return
 
-    async def _call(self, keys: list[str], payload: bytes) -> list[bytes]:
+    async def _named(self, shard: Shard) -> str:
+        """Let all learn of a shard before it is told anything; the run of the server when it is new to all of them."""
+        if shard.tag != SHARED:
+            return await name_shard(self.client, self.leases, shard.tag)
+        if shard.joining is not None:
+            await name_all(self.client, self.leases)
+        return ""
+
+    async def _call(self, keys: list[str], args: list[bytes | str]) -> list[bytes]:
         script = self.client.register_script(SCRIPT)
-        reply = await script(keys=keys, args=[payload])
+        reply = await script(keys=keys, args=args)
         if not isinstance(reply, list):
             raise BadReply(f"the store answered {reply!r:.100}")
         return reply

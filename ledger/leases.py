@@ -6,8 +6,9 @@ stops to use before the exchange is sent; what it is given counts from the answe
 late without harm. A shard is all counters of one organisation, or all that name none: one hash slot of a cluster.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, NamedTuple
 
 import orjson
@@ -25,6 +26,8 @@ LIMIT_MAX = (1 << 53) - 1  # the store counts in doubles
 HORIZON_S = 4.0
 TELL_S = 2.0
 IDLE_S = 2.0
+LOOK_S = 0.25
+LOOKED_AT_MAX = 2_000
 QUIET_S = 10.0
 LIVE_MS = 5_000
 CALM_MS = 500
@@ -62,9 +65,13 @@ class Exchange(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Shard:
-    """The counters of one hash slot: the epoch they are in, the last exchange, and what is still to be told."""
+    """The counters of one hash slot: the epoch they are in, the last exchange, and what is still to be told.
+
+    `is_named` once all replicas can learn of it.
+    """
 
     tag: str
+    is_named: bool = False
     epoch: str = ""
     serial: str = ""
     is_open: bool = False
@@ -81,14 +88,15 @@ class Leases:
     def __init__(self, book: Book, replica: str, replicas: int, nonce: str, *, horizon_s: float = HORIZON_S) -> None:
         self.book = book
         self.replica = replica
+        self.replicas = replicas
         self.is_durable = False
         self.shards: dict[str, Shard] = {}
-        self._replicas = replicas
         self._nonce = nonce
         self._horizon_s = horizon_s
         self._count = 0
         self._shares: dict[str, Share] = {}
         self._looked_at_s = 0.0
+        self._looking: Iterator[str] = iter(())
         for counter in book.every_counter():
             for cell in counter.cells:
                 # An older process saw the thresholds that this crossed, and may have given back what corrections freed.
@@ -102,13 +110,10 @@ class Leases:
             counter.is_touched = False
             self.due(counter).active_at_s = at_s
         self.book.touched.clear()
-        if at_s - self._looked_at_s < IDLE_S:
-            return
-        self._looked_at_s = at_s
-        for name in list(self._shares):
+        for name in self._next_looked_at(at_s):
             share = self._known(name)
             if share is None:
-                del self._shares[name]
+                self._shares.pop(name, None)
                 self.shard(tag_of(name.split("|", 3)[3])).due[name] = None
             elif share.is_watched:
                 self.due(share.counter)
@@ -168,7 +173,7 @@ class Leases:
             "serial": serial,
             "after": shard.serial,
             "durable": int(self.is_durable),
-            "replicas": self._replicas,
+            "replicas": self.replicas,
             "now_s": now_s,
             "live_ms": LIVE_MS,
             "calm_ms": CALM_MS,
@@ -206,6 +211,11 @@ class Leases:
             shard.joining = self._kept_in(shard, [name.decode() for name in reply[_REPLY_HEAD:]])
         return []
 
+    @property
+    def waiting(self) -> int:
+        """How many shards wait until all replicas have reported."""
+        return sum(not shard.is_open for shard in self.shards.values())
+
     def shard(self, tag: str) -> Shard:
         """The shard of a tag."""
         shard = self.shards.get(tag)
@@ -231,6 +241,21 @@ class Leases:
         return at_s - shard.told_at_s >= TELL_S or any(
             share.is_low for share in map(self._shares.get, shard.due) if share
         )
+
+    def _next_looked_at(self, at_s: float) -> Iterator[str]:
+        """The shares whose turn it is: each once in IDLE_S, but never so many at once that requests would feel it."""
+        elapsed_s = at_s - self._looked_at_s
+        if elapsed_s < LOOK_S:
+            return
+        self._looked_at_s = at_s
+        count = min(LOOKED_AT_MAX, len(self._shares), ceil(len(self._shares) * elapsed_s / IDLE_S))
+        for _ in range(count):
+            name = next(self._looking, None)
+            if name is None:
+                self._looking = iter(list(self._shares))
+                name = next(self._looking, None)
+            if name is not None:
+                yield name
 
     def _share(self, counter: Counter) -> Share:
         name = name_of(counter)

@@ -91,6 +91,7 @@ BUDGET_COUNTERS_UNREAD = "bursar_budget_counters_unread"
 BOOK_AWAY = "bursar_book_away"
 BOOK_EXCHANGES = "bursar_book_exchanges_total"
 BOOK_FETCHES = "bursar_book_fetches_total"
+BOOK_WAITING = "bursar_book_waiting"
 LEDGER_DRIFT = "bursar_ledger_drift"
 
 

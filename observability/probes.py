@@ -22,6 +22,7 @@ WATCHED = {
     names.BOOK_AWAY: "1 while the shared budget book cannot be asked.",
     names.BOOK_EXCHANGES: "Round trips to the shared budget book.",
     names.BOOK_FETCHES: "Requests that waited for the shared budget book, because a lease did not do.",
+    names.BOOK_WAITING: "Organisations of the shared budget book that wait until all gateways have reported.",
     names.JOURNAL_BYTES: "Bytes appended to the journal.",
     names.POLICY_CACHE_HITS: "Decisions answered from the cache.",
     names.POLICY_CACHE_MISSES: "Decisions evaluated.",

@@ -1,8 +1,9 @@
 -- One exchange between a replica and the shared book: it tells what it has spent and gives back, and is told what it may
--- spend from now on. ARGV: JSON. KEYS: the shard's state, this replica's index of counters, its last answer, then one
+-- spend from now on. ARGV: JSON, and the run of the server on which this shard was found to be new to all replicas. KEYS: the shard's state, this replica's index of counters, its last answer, then one
 -- hash per counter. All is read and checked before anything is written, so that an error leaves everything as it was.
 --
--- state     epoch, run (of the server that the epoch began on), and per replica: serial, joined, seen
+-- state     epoch, run (of the server that the epoch began on), opened (new to all replicas when it began), and per
+--           replica: serial, joined, seen
 -- counter   epoch, gen (of the last recall) and gen_ms, and per replica: a (the recall it has answered), and for each
 --           cell g (what is debited for it: its lease, or what it uses where that is more) and s (what it has spent)
 -- Numbers are whole and below 2^53, and are written with all their digits.
@@ -27,11 +28,15 @@ end
 -- A server that restarted may have forgotten its last writes unless it syncs each of them: then what it still knows must
 -- not be believed either, and a new epoch begins with nothing.
 local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+local is_born = ARGV[2] == run
 if not state.epoch or (state.run ~= run and ask.durable == 0) then
   -- Named by the server: a late repetition from before must not be able to begin an old epoch again.
   local epoch = run .. '-' .. clock[1] .. '-' .. clock[2]
   redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], 'epoch', epoch, 'run', run)
+  if is_born then
+    redis.call('HSET', KEYS[1], 'opened', 1)
+  end
   return {'join', text(now_ms), epoch, ''}
 end
 if state.run ~= run then
@@ -39,6 +44,9 @@ if state.run ~= run then
 end
 local serial = state['serial|' .. me] or ''
 if ask.epoch ~= state.epoch or (not state['joined|' .. me] and not ask.join) then
+  if is_born then
+    redis.call('HSET', KEYS[1], 'opened', 1)
+  end
   local answer = {'join', text(now_ms), state.epoch, serial}
   for _, counter in ipairs(redis.call('SMEMBERS', KEYS[2])) do
     answer[#answer + 1] = counter
@@ -74,7 +82,8 @@ end
 if not is_live[me] then
   members = members + 1
 end
-local is_open = joined >= ask.replicas
+-- Nothing can be spent of a shard that no replica knew: it need not wait for all of them.
+local is_open = joined >= ask.replicas or state.opened == '1'
 local is_summed = is_open and not ask.join
 
 local function blank()

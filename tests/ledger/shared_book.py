@@ -17,11 +17,13 @@ from ledger.book import Book, Crossing, Headroom, Route, Settlement
 from ledger.budgets import Budget, Subject
 from ledger.counters import Counter, Grant
 from ledger.holds import Demand, Hold, Shortfall, State
-from ledger.leases import Exchange, Leases, channel
+from ledger.leases import Exchange, Leases, Shard, channel
 from ledger.records import Record
+from ledger.shard_names import NAMES, SHARED, STATE, is_whole, known_tags, learn, text
 
 SCRIPT = (Path(ledger.leases.__file__).parent / "lua" / "exchange.lua").read_text(encoding="utf-8")
 TIME = "redis.call('TIME')"
+RUN = "redis.call('INFO', 'server')"
 PUBLISH = "redis.call('PUBLISH'"
 US = 1_000_000
 ROUNDS_MAX = 20
@@ -31,10 +33,11 @@ Fate = Literal["answered", "lost", "unanswered", "twice"]
 
 
 class Clock:
-    """The time of the server, which the test sets: it follows the book's, and each exchange takes a moment."""
+    """The time of the server, and which run of it this is where the test sets that; each exchange takes a moment."""
 
     def __init__(self) -> None:
         self.now_ms = 0
+        self.run = ""
 
     def follow(self, now_s: int) -> None:
         self.now_ms = max(self.now_ms, now_s * 1000)
@@ -47,12 +50,15 @@ def asks(client: "redis.Redis[bytes]", clock: Clock) -> Ask:
     """
     assert TIME in SCRIPT
     assert PUBLISH in SCRIPT
-    script = client.register_script(SCRIPT.replace(TIME, "{ARGV[2], ARGV[3]}").replace(PUBLISH, "redis.call('RPUSH'"))
+    assert RUN in SCRIPT
+    source = SCRIPT.replace(TIME, "{ARGV[3], ARGV[4]}").replace(PUBLISH, "redis.call('RPUSH'")
+    script = client.register_script(source.replace(RUN, f"ARGV[5] == '' and {RUN} or 'run_id:' .. ARGV[5]"))
 
-    def ask(exchange: Exchange) -> Sequence[bytes]:
+    def ask(exchange: Exchange, born: str = "") -> Sequence[bytes]:
         clock.now_ms += STEP_MS
         seconds, ms = divmod(clock.now_ms, 1000)
-        answer: Sequence[bytes] = script(keys=exchange.keys, args=[exchange.payload, seconds, ms * 1000])
+        args = [exchange.payload, born, seconds, ms * 1000, clock.run]
+        answer: Sequence[bytes] = script(keys=exchange.keys, args=args)
         return answer
 
     return ask
@@ -67,9 +73,11 @@ class Carrier:
 
     def __init__(self, client: "redis.Redis[bytes]", clock: Clock) -> None:
         self.client = client
+        self.clock = clock
         self.ask = asks(client, clock)
         self.fates: deque[Fate] = deque(maxlen=8)
         self.sent: list[Exchange] = []
+        self.born: dict[str, str] = {}
         self.arrived: set[str] = set()
         self.lost = 0
 
@@ -95,7 +103,22 @@ class Carrier:
     def deliver(self, exchange: Exchange) -> Sequence[bytes]:
         """Let an exchange arrive, whenever it was sent."""
         self.arrived.add(exchange.serial)
-        return self.ask(exchange)
+        return self.ask(exchange, self.born.get(exchange.serial, ""))
+
+    def name(self, leases: Leases, shard: Shard) -> str:
+        """Let all learn of a shard, as keepers do; the server's run when it is new to all."""
+        if shard.tag == SHARED:
+            if shard.joining is not None:
+                learn(leases, known_tags(leases))
+                self.client.sadd(NAMES, *leases.shards)
+            return ""
+        if shard.is_named:
+            return ""
+        shard.is_named = True
+        added, state = self.client.sadd(NAMES, shard.tag), self.client.hgetall(STATE)
+        facts = {text(key): text(value) for key, value in state.items()}
+        epoch, run = leases.shard(SHARED).epoch, self.clock.run
+        return run if added and is_whole(facts, epoch, run, leases.replicas) else ""
 
 
 class Replica:
@@ -114,10 +137,14 @@ class Replica:
         """Tell the store all that there is to tell, and take what it answers; what is lost is sent again next time."""
         crossings: list[Crossing] = []
         self.leases.collect(self.at_s)
-        for shard in list(self.leases.shards.values()):
+        for shard in sorted(self.leases.shards.values(), key=lambda each: each.tag != SHARED):
             for _ in range(ROUNDS_MAX):
+                born = ask.name(self.leases, shard) if isinstance(ask, Carrier) else ""
                 self.leases.build(shard, waiting, now_s, self.at_s)
                 assert shard.in_flight is not None
+                if born:
+                    assert isinstance(ask, Carrier)
+                    ask.born[shard.in_flight.serial] = born
                 try:
                     crossings += self.leases.apply(shard, ask(shard.in_flight), now_s)
                 except Lost:
@@ -158,10 +185,7 @@ class SharedBook:
         self.clock = clock
         self.configured = list(budgets)
         self.horizon_s = horizon_s
-        self.replicas = [
-            Replica(f"r{index}", count, Book(self.configured, now_s, is_shared=True), clock, horizon_s)
-            for index in range(count)
-        ]
+        self.replicas = [self._replica(at, count, Book(self.configured, now_s, is_shared=True)) for at in range(count)]
         self.home: dict[str, int] = {}
         self.crossings: list[Crossing] = []
         self._corrected: set[str] = set()
@@ -321,7 +345,12 @@ class SharedBook:
         """Lose a replica's memory, with its leases; its book is rebuilt from what it journalled."""
         book = Book(self.configured, now_s, is_shared=True)
         recovery.rebuild(book, records, now_s)
-        self.replicas[at] = Replica(f"r{at}", len(self.replicas), book, self.clock, self.horizon_s)
+        self.replicas[at] = self._replica(at, len(self.replicas), book)
+
+    def _replica(self, at: int, count: int, book: Book) -> Replica:
+        replica = Replica(f"r{at}", count, book, self.clock, self.horizon_s)
+        replica.leases.shard(SHARED)
+        return replica
 
     def tell_all(self, now_s: int) -> None:
         """Let every replica tell what it has spent and learn what the others have."""

@@ -1,9 +1,11 @@
 """Lease keepers on a real Redis: what requests are told, and how replicas share, recall and give back."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 
 import pytest
+import redis
 
 from domain.amounts import Amounts
 from ledger.counters import Grant
@@ -100,8 +102,20 @@ async def test_a_grant_made_at_one_replica_reaches_the_others_past_what_is_no_gr
         first.book.grant(Grant("g1", "all", "*", 500, now_s + 3_600, "ops", "a launch"), now_s)
         server.ask("HSET bursar:{shared}:grants broken not-json")
         server.ask("HSET bursar:{shared}:grants other [1]")
+        read = {
+            "grant_id": "g2",
+            "budget": 1,
+            "counter": "*",
+            "amount": 1,
+            "expires_at_s": now_s + 60,
+            "actor": "",
+            "reason": "",
+        }
+        with redis.Redis.from_url(server.url) as client:
+            client.hset("bursar:{shared}:grants", "g2", json.dumps(read))
         await until(lambda: "g1" in second.book.grants, "the other learns of the grant")
         assert isinstance(await second.hold(LIMIT + 400), Hold)
+        assert second.book.grants.keys() == {"g1"}
         assert not second.running.done()
 
 
@@ -113,6 +127,18 @@ async def test_an_organisation_that_one_replica_begins_is_shared_by_the_others(s
         await until(lambda: first.is_open and second.is_open, "both have reported on it")
         assert isinstance(await first.hold(600, new), Hold)
         assert isinstance(await second.hold(500, new), Shortfall)
+        assert isinstance(await second.hold(400, new), Hold)
+
+
+async def test_a_new_organisation_is_served_while_a_replica_is_dead(server: RedisServer) -> None:
+    async with nodes(server, 3, [budget("all", LIMIT, scope=(("org", "*"),))]) as (first, second, third):
+        third.running.cancel()
+        await third.proxy.change(freeze=True)
+        new = SUBJECT._replace(org="new")
+        assert isinstance(await first.hold(600, new), Hold)
+        refused = await second.hold(500, new)
+        assert isinstance(refused, Shortfall)
+        assert not refused.is_cut_off
         assert isinstance(await second.hold(400, new), Hold)
 
 

@@ -39,6 +39,7 @@ class SharedBookAndModel(BookAndModel):
 
     def make_book(self, budgets: Iterable[Budget], now_s: int) -> Any:
         clock = Clock()
+        clock.run = "1"
         return SharedBook(self.count_of_replicas, Carrier(self.client, clock), clock, budgets, now_s, self.horizon_s)
 
     @rule(which=st.integers(0, 2))
@@ -49,6 +50,7 @@ class SharedBookAndModel(BookAndModel):
     @rule()
     def redis_forgets(self) -> None:
         self.client.flushall()
+        self.book.clock.run += "0"
 
     @rule(fates=st.lists(st.sampled_from(FATES), min_size=1, max_size=8))
     def network_fails(self, fates: list[Any]) -> None:
