@@ -11,7 +11,7 @@ from domain.amounts import RESOURCE_INDEX, Amounts
 from domain.charges import Charge
 from domain.ids import uuid7
 from gateway.controls import Controls
-from ledger.book import Book
+from ledger.book import Book, Crossing
 from ledger.journal import Journal, JournalFull
 from ledger.tables import ADJUSTED
 
@@ -59,13 +59,19 @@ class Adjustments:
     """Posts correction rows to the journal and the book of one worker."""
 
     def __init__(
-        self, book: Book, journal: Journal, record: Callable[[dict[str, Any]], None], controls: Controls
+        self,
+        book: Book,
+        journal: Journal,
+        record: Callable[[dict[str, Any]], None],
+        controls: Controls,
+        announce: Callable[[list[Crossing]], None] = lambda _: None,
     ) -> None:
-        """`record` writes a `usage` row to this journal."""
+        """`record` writes a `usage` row to this journal, `announce` tells of the thresholds that corrections cross."""
         self._book = book
         self._journal = journal
         self._record = record
         self._controls = controls
+        self._announce = announce
         self._posted: OrderedDict[str, None] = OrderedDict()
 
     def post(self, rows: Sequence[dict[str, Any]], *, reason: str, actor: str) -> int:
@@ -81,7 +87,7 @@ class Adjustments:
                     f"{self._journal.directory}: no room for corrections; free disk space or raise bytes_max"
                 )
             self._record(row)
-            self._book.adjust(map(_charge, row.get("counters", row["charges"])), row["ts_us"] // US)
+            self._announce(self._book.adjust(map(_charge, row.get("counters", row["charges"])), row["ts_us"] // US))
             self._posted[row["event_id"]] = None
             if len(self._posted) > POSTED_MAX:
                 self._posted.popitem(last=False)

@@ -169,7 +169,7 @@ class Worker:
             BodyBounds(limits.body_bytes_max, limits.body_timeout_s),
             public_app(of, self.keys, self.live, self.pseudonyms, lambda: running(self.home.path)),
         )
-        adjusting = Adjustments(of.book, of.journal, of.record_usage, controls)
+        adjusting = Adjustments(of.book, of.journal, of.record_usage, controls, of.announce_crossings)
         ledger = partial(running, self.home.path)
         comparing = Reconciliation(of.book, of.journal, of.now_us, controls, adjusting, ledger, of.webhooks.publish)
         self.metrics.watch_drift(lambda: comparing.drift)

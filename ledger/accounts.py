@@ -109,6 +109,14 @@ class Accounts:
         self.grants = {key: grant for key, grant in self.grants.items() if grant.expires_at_s > now_s}
         return dropped
 
+    def level_of(self, charge: Charge, now_s: int) -> int:
+        """How bad it is now with the counter in force that a charge is of; 0 where there is none."""
+        counter = self.find(charge.budget, charge.counter)
+        if counter is None:
+            return 0
+        counter.turn(now_s)
+        return counter.level
+
     def restore_spent(self, charge: Charge, now_s: int) -> None:
         """Put back one charge of a rebuilt book, unless its window no longer counts."""
         budget = self._home_of(charge.budget, charge.resource, charge.counter)

@@ -265,13 +265,21 @@ class Book:
             self._routes.clear()
         return list(self._accounts)
 
-    def adjust(self, charges: Iterable[Charge], now_s: int) -> None:
-        """Apply the signed charges of a correction row, which stands in the journal by then, where they still count."""
+    def adjust(self, charges: Iterable[Charge], now_s: int) -> list[Crossing]:
+        """Apply the signed charges of a correction row, which stands in the journal by then, where they still count.
+
+        Returns the thresholds that this crossed; in a shared book its store tells of them.
+        """
+        crossings, now_s = [], self._latest(now_s)
         for charge in charges:
-            self.restore_spent(charge, now_s)
+            before = self._accounts.level_of(charge, now_s)
+            self._accounts.restore_spent(charge, now_s)
             counter = self._accounts.find(charge.budget, charge.counter)
             if counter is not None:
                 self.touch(counter)
+                if counter.level > before and not self.is_shared:
+                    crossings.append(self._crossing(counter, counter.cell))
+        return crossings
 
     def restore_spent(self, charge: Charge, now_s: int) -> None:
         """Put back one charge of a rebuilt book; one of a budget that is not configured now is kept aside."""

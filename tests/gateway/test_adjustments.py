@@ -37,7 +37,7 @@ async def worker(tmp_path: Path) -> AsyncIterator[OneWorker]:
 
 def adjusting(worker: OneWorker, of: Governance) -> Adjustments:
     controls = Controls(of.book, of.journal, KeyStore(worker.home.keys), of.now_us)
-    return Adjustments(of.book, of.journal, of.record_usage, controls)
+    return Adjustments(of.book, of.journal, of.record_usage, controls, of.announce_crossings)
 
 
 def spent(of: Governance) -> dict[str, int]:
@@ -68,6 +68,16 @@ async def test_a_difference_reaches_the_row_and_every_budget_that_was_charged(wo
     assert {charge[0]: charge[4] for charge in posted["charges"]} == {"tokens": -3, "gpu": 1_234, "cost": -45}
     change = {"tokens": -3, "gpu": 1_234, "cost": -45, "slots": 0}
     assert spent(of) == {name: amount + change[name] for name, amount in before.items()}
+
+
+async def test_a_threshold_that_a_correction_crosses_is_announced_once(worker: OneWorker) -> None:
+    of = await worker.open()
+    original = await settled(worker, of)
+    for tokens in (9_000, 1, 2_000):
+        row = adjustments.of_request(original, Amounts(tokens=tokens), of.now_us())
+        adjusting(worker, of).post([row], reason="attribution", actor="ann")
+    signals = [(row["subject"], row["level"]) for row in worker.records("signal") if row["name"] == "budget_threshold"]
+    assert signals == [("tokens", "warn"), ("tokens", "exhausted")]
 
 
 async def test_who_wanted_it_and_why_is_recorded(worker: OneWorker) -> None:

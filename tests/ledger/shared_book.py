@@ -188,8 +188,6 @@ class SharedBook:
         self.replicas = [self._replica(at, count, Book(self.configured, now_s, is_shared=True)) for at in range(count)]
         self.home: dict[str, int] = {}
         self.crossings: list[Crossing] = []
-        self._corrected: set[str] = set()
-        self._has_ended = False
         self._turn = 0
 
     @property
@@ -286,9 +284,7 @@ class SharedBook:
                 self._exchange(replica, replica.book.now_s)
 
     def _exchange(self, replica: Replica, now_s: int, waiting: Sequence[tuple[Route, Demand]] = ()) -> None:
-        crossings = replica.exchange(self.ask, now_s, waiting)
-        # One book does not say what a correction crosses; replicas do, once they tell of it.
-        self.crossings += [each for each in crossings if self._has_ended or each.budget not in self._corrected]
+        self.crossings += replica.exchange(self.ask, now_s, waiting)
 
     def settle(self, hold_id: str, actual: Any, now_us: int) -> Settlement | None:
         if hold_id in self.holds:
@@ -318,11 +314,12 @@ class SharedBook:
             replica.book.configure(self.configured, now_s)
         self.tell_all(now_s)
 
-    def adjust(self, charges: Iterable[Charge], now_s: int) -> None:
-        told = list(charges)
-        self._corrected |= {charge.budget for charge in told}
-        self.replicas[0].book.adjust(told, now_s)
+    def adjust(self, charges: Iterable[Charge], now_s: int) -> list[Crossing]:
         self.tell_all(now_s)
+        assert self.replicas[0].book.adjust(charges, now_s) == []
+        self.tell_all(now_s)
+        crossings, self.crossings = self.crossings, []
+        return crossings
 
     def counters(self, now_s: int) -> list[Counter]:
         """One counter for each of the name, with the sums of all replicas, which must know each other's."""
@@ -375,9 +372,7 @@ class SharedBook:
         if settlement is None:
             return None
         assert settlement.crossings == ()
-        self._has_ended = True
         self.tell_all(0)
-        self._has_ended = False
         crossings, self.crossings = self.crossings, []
         order = [(charge[0], charge[1]) for charge in settlement.charges]
         crossings.sort(key=lambda crossing: order.index((crossing.budget, crossing.counter)))

@@ -190,9 +190,15 @@ class BookAndModel(RuleBasedStateMachine):
         if turn == "between":
             self.take_snapshot()
         self.write("usage", record)
-        self.book.adjust([Charge(*charge_of(line))], now_us // US)
+        counted = self.model.budgets.get(budget.id)
+        watched = counted if counted is not None and is_named(counted, line.counter) else None
+        before = self.model.level(watched, line.counter) if watched else 0
+        crossings = self.book.adjust([Charge(*charge_of(line))], now_us // US)
         if self.model.is_live(line) or line.gone_s > self.model.now_s:
             self.model.spent.append(line)
+        after = self.model.level(watched, line.counter) if watched else 0
+        crossed = [(budget.id, LEVELS[after])] if after > before else []
+        assert [(crossing.budget, crossing.band) for crossing in crossings] == crossed
         if turn == "behind":
             self.take_snapshot()
 
