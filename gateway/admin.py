@@ -50,6 +50,16 @@ class ReconcileRequest(BaseModel):
     rebase: bool = False
 
 
+class ForgottenReplica(BaseModel):
+    """A replica of the shared book of which the leases were freed: amounts by resource, and on how many counters."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    replica: Annotated[str, Field(min_length=1, max_length=256)]
+    counters: int = Field(ge=0)
+    freed: dict[Name, int] = Field(max_length=64)
+
+
 class KeyRequest(BaseModel):
     """A new key: for an application unless `kind` says otherwise; `orgs` are those that a ledger key opens."""
 
@@ -198,6 +208,13 @@ async def reload_now(plane: Plane, actor: Actor) -> JSONResponse:
     """Apply the configuration file and the policy bundle again."""
     result = await plane.reload(actor)
     return JSONResponse(result, 200 if result["applied"] else 422)
+
+
+@router.post("/admin/replicas/forgotten")
+async def forgot_replica(said: ForgottenReplica, plane: Plane, actor: Actor) -> dict[str, Any]:
+    """Record that the leases of a lost replica were freed."""
+    plane.controls.forgot_replica(**said.model_dump(), actor=actor)
+    return said.model_dump()
 
 
 @router.post("/admin/reconcile")

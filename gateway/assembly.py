@@ -103,14 +103,19 @@ def open_book(
 def writer_directory(home: Home, replica: str = REPLICA) -> Path:
     """The journal of a gateway of this home; a new one has a new name, because the ledger knows writers by theirs."""
     # Its spare lies beside it, and the journals of other replicas.
-    named = (path for path in home.journal.glob(f"{replica}-{_UUID}") if path.name[:-_UUID_CHARS] == replica)
+    named = (path for path in home.journal.glob(f"{replica}-{_UUID}") if replica_of(path.name) == replica)
     known = sorted(path for path in named if path.is_dir())
     return known[-1] if known else home.journal / f"{replica}-{uuid7()}"
 
 
 def replicas(home: Home) -> list[str]:
     """The names of the gateways that have left a journal in this home, sorted."""
-    return sorted({path.name[:-_UUID_CHARS] for path in home.journal.glob(f"?*-{_UUID}") if path.is_dir()})
+    return sorted({replica_of(path.name) for path in home.journal.glob(f"?*-{_UUID}") if path.is_dir()})
+
+
+def replica_of(writer: str) -> str:
+    """The name of the gateway that writes the journal of this name."""
+    return writer[:-_UUID_CHARS]
 
 
 async def link_of(config: Config, environ: Mapping[str, str]) -> Link | None:

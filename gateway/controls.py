@@ -88,6 +88,10 @@ class Controls:
         self.record("key_revoked", actor, key.key_id, detail=views.key_view(key))
         return views.key_view(key)
 
+    def forgot_replica(self, replica: str, counters: int, freed: dict[str, int], actor: str) -> None:
+        """Record that what a replica had leased was freed: how much of each resource, on how many counters."""
+        self.record("replica_forgotten", actor, replica, detail={"counters": counters, "freed": freed})
+
     def record(
         self, action: str, actor: str, subject: str, *, digest: str = "", detail: Any = None, **more: Any
     ) -> None:

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from gateway.cli import budgets, configuration, doctor, keys, ledger, policy, serving
+from gateway.cli import budgets, configuration, doctor, keys, ledger, policy, replica, serving
 from gateway.cli.admin import AdminFailed
 from gateway.cli.output import complain
 from gateway.composition import Unready
@@ -18,6 +18,7 @@ from ledger.cluster import BadCluster
 from ledger.journal import JournalError
 from ledger.proofs import NotProvable
 from ledger.records import CorruptJournal
+from ledger.replicas import ReplicaActive
 from ledger.reports import BadReport
 from ledger.signing import KeyRefused
 from policy.port import BundleError
@@ -34,6 +35,7 @@ _EXITS: dict[type[Exception], int] = {
     CheckpointsDamaged: NO,
     LeavesMissing: NO,
     NotProvable: NO,
+    ReplicaActive: NO,
     BundleError: NO,
     AdminFailed: NO,
     QueryFailed: NO,
@@ -60,6 +62,7 @@ app.command()(doctor.doctor)
 app.add_typer(configuration.app, name="config")
 app.add_typer(keys.app, name="key")
 app.add_typer(budgets.app, name="budget")
+app.add_typer(replica.app, name="replica")
 app.add_typer(policy.app, name="policy")
 app.add_typer(ledger.app, name="ledger")
 

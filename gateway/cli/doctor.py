@@ -1,7 +1,6 @@
 """`bursar doctor`: every dependency and its state."""
 
 import importlib.metadata
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,18 +11,17 @@ from urllib.parse import urlsplit
 
 import typer
 from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry
 
 from gateway import compiled
-from gateway.assembly import REDIS_PASSWORD
+from gateway.assembly import replicas
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import print_rows
+from gateway.cli.shared_store import client_of, in_force
 from gateway.composition import bundle_of
 from gateway.config import Book, Runtime
 from gateway.config_file import ConfigError, LoadedConfig, load
-from gateway.home import Home
+from gateway.home import Home, run_name
 from gateway.keys import KeyFileError, KeyStore
 from ledger.client import running
 from policy.decider import load_engine
@@ -47,17 +45,11 @@ class Finding:
 
 def doctor(home: HomeOption = HOME, config: ConfigOption = CONFIG, as_json: JsonOption = False) -> None:
     """Check every dependency; exit 3 when one that is needed is away."""
-    findings = [*_software(), *_configured(Home(home), _in_force(Home(home), config)), *_running(Home(home))]
+    findings = [*_software(), *_configured(Home(home), in_force(Home(home), config)), *_running(Home(home))]
     rows = [asdict(finding) for finding in findings]
     print_rows("Doctor", rows, ("dependency", "state", "detail"), as_json=as_json)
     if any(finding.state == AWAY for finding in findings):
         raise typer.Exit(3)
-
-
-def _in_force(home: Home, config: Path) -> Path:
-    """The configuration named, or where there is none the one that the running gateway has."""
-    run = home.read_run("gateway") if not config.exists() and home.alive("gateway") else None
-    return config if run is None else Path(run["config"])
 
 
 def _software() -> Iterator[Finding]:
@@ -103,14 +95,7 @@ def _policy(loaded: LoadedConfig) -> Finding:
 
 def _book(book: Book) -> Finding:
     """Whether the store of a shared book answers and takes writes, and what it does not keep when it restarts."""
-    client = Redis.from_url(
-        book.url,
-        password=os.environ.get(REDIS_PASSWORD),
-        socket_connect_timeout=PROBE_TIMEOUT_S,
-        socket_timeout=PROBE_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-        decode_responses=True,
-    )
+    client = client_of(book)
     try:
         role = client.info("replication")["role"]
         said = _appends(client)
@@ -157,9 +142,11 @@ def _runtime(runtime: Runtime, home: Home) -> Finding:
 
 
 def _running(home: Home) -> Iterator[Finding]:
-    run = home.read_run("gateway") if home.alive("gateway") else None
-    where = "not running" if run is None else f"http://{run['host']}:{run['port']}, pid {run['pid']}"
-    yield Finding("gateway", OPTIONAL if run is None else OK, where)
+    # Those that run, and those that have left a journal and may be missed.
+    for name in sorted({*home.gateways(), *map(run_name, replicas(home))}) or ["gateway"]:
+        run = home.read_run(name) if home.alive(name) else None
+        where = "not running" if run is None else f"http://{run['host']}:{run['port']}, pid {run['pid']}"
+        yield Finding(name.replace("-", " ", 1), OPTIONAL if run is None else OK, where)
     client = running(home.path)
     if client is None:
         yield Finding("ledger process", OPTIONAL, "not running; commands start one for themselves")

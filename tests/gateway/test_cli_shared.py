@@ -21,7 +21,7 @@ from tests.gateway import gateway_process
 from tests.gateway.deployment import KEY_ENV, closed_port, deploy
 from tests.gateway.fake_runtime import FakeRuntime
 from tests.gateway.gateway_process import HELLO, READY_S, ROOT, GatewayProcess, until
-from tests.gateway.test_cli_commands import DONE, answer, ran
+from tests.gateway.test_cli_commands import AWAY, DONE, answer, ran
 from tests.redis_server import RedisServer
 
 DAY_US = 86_400_000_000
@@ -76,6 +76,12 @@ def spent_of(budget: str, gateway: GatewayProcess) -> tuple[int, int]:
     return counter["spent"], counter["spent_elsewhere"]
 
 
+def gateways(home: Path, config: Path | None = None) -> dict[str, str]:
+    """What `bursar doctor` says of each gateway, in a deployment of which a runtime is always away."""
+    found = json.loads(ran(AWAY, "doctor", "--json", home=home, config=config).stdout)
+    return {each["dependency"]: each["state"] for each in found if each["dependency"].startswith("gateway")}
+
+
 def writers(home: Path) -> list[str]:
     return sorted(path.name.split("-", 1)[0] for path in (home / "journal").iterdir() if path.is_dir())
 
@@ -102,6 +108,12 @@ def test_what_others_have_is_not_known_offline(rested: tuple[Path, Path]) -> Non
     assert all(said in table for said in ("left", "right", "stranded", "is not known"))
 
 
+def test_doctor_says_of_each_gateway_of_a_home_whether_it_runs(rested: tuple[Path, Path], tmp_path: Path) -> None:
+    home, config = rested
+    assert gateways(home, config) == {"gateway left": "optional", "gateway right": "optional"}
+    assert gateways(tmp_path / "new", config) == {"gateway": "optional"}
+
+
 def test_a_live_gateway_says_what_is_stranded_and_held_elsewhere(serving: GatewayProcess) -> None:
     serving.ended(serving.chat("roomy"))
     seen = answer("budget", "list", "--json", home=serving.home, config=serving.config)
@@ -120,6 +132,7 @@ def test_every_gateway_of_a_home_is_reconciled_and_follows_the_keys(serving: Gat
             answered = httpx.post(f"{served_by}/v1/chat/completions", json=asked, headers=headers, timeout=30)
             assert answered.status_code == 200, answered.text
         until(lambda: spent_of("roomy-day", serving) == (10, 10), "one to know what the other has spent")
+        assert gateways(serving.home) == {"gateway": "ok", "gateway second": "ok"}
         found = answer("ledger", "reconcile", "--json", home=serving.home, config=serving.config)
         assert [(each["writer"].split("-")[0], each["drifted"]) for each in found] == [("gateway", 0), ("second", 0)]
         assert all(each["accounts"] > 0 for each in found)
