@@ -16,8 +16,9 @@ from domain.ids import uuid7
 from ledger.book import Book
 from ledger.budgets import Budget
 from ledger.holds import Demand, Hold
-from ledger.lease_keeper import Fetched, LeaseKeeper, ServerClock, connect
+from ledger.lease_keeper import Fetched, LeaseKeeper
 from ledger.leases import Leases
+from ledger.shared_store import ServerClock, connect
 from ledger.windows import parse_window
 from tests.fault_proxy import FaultProxy
 from tests.redis_server import HOST, RedisServer

@@ -27,10 +27,11 @@ from ledger import recovery
 from ledger.book import Book
 from ledger.client import open_ledger
 from ledger.journal import Journal, JournalFailed
-from ledger.lease_keeper import LeaseKeeper, ServerClock, connect
+from ledger.lease_keeper import LeaseKeeper
 from ledger.leases import Leases
 from ledger.segments import replay_from_snapshot, segment_paths
 from ledger.sequences import Sequences
+from ledger.shared_store import ServerClock, connect
 from observability import names
 from observability.metrics import Metrics
 from policy.decider import Decider, load_engine

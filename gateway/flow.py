@@ -4,6 +4,7 @@
 takes what it saw to a row in the journal. Each data plane is a thin shell around these two halves.
 """
 
+from time import monotonic
 from typing import NamedTuple
 
 from domain.usage import NOTHING
@@ -13,7 +14,7 @@ from gateway.errors import RATE_LIMIT_EXCEEDED, UPSTREAM_ERROR, Refusal
 from gateway.governance import Governance
 from gateway.metering import Observed
 from ledger.book import Settlement
-from ledger.lease_keeper import Fetched
+from ledger.lease_keeper import FETCH_S, Fetched
 from observability.metrics import NO_RUNTIME
 
 FALLBACKS_MAX = 3
@@ -33,44 +34,47 @@ class Outcome(NamedTuple):
 async def admit(of: Governance, ask: Ask) -> Admitted | Refusal:
     """Decide and hold on the model asked or on a fallback, waiting a moment where policy says so."""
     while True:
+        until_s = monotonic() + FETCH_S
         result = attempt(of, ask, ask.intent.model, is_last=of.keeper is None)
         if isinstance(result, Lack):
-            result = await _fetched(of, ask, ask.intent.model, result)
+            result = await _fetched(of, ask, ask.intent.model, result, until_s)
         if isinstance(result, Refusal) and result.decision is not None and result.decision.allow:
             models = result.decision.obligations.fallback_models[:FALLBACKS_MAX]
-            result = await _first_admitted(of, ask, models) or result
+            result = await _first_admitted(of, ask, models, until_s) or result
         if isinstance(result, Admitted) or not await _waited(of, ask, result):
             return result
 
 
 async def fall_back(of: Governance, ask: Ask, failed: Admitted, refusal: Refusal) -> Admitted | Refusal:
     """Admit on the fallbacks after the model whose runtime could not be reached; `refusal` when none is left."""
-    return await _first_admitted(of, ask, failed.fallbacks[:FALLBACKS_MAX]) or refusal
+    return await _first_admitted(of, ask, failed.fallbacks[:FALLBACKS_MAX], monotonic() + FETCH_S) or refusal
 
 
-async def _fetched(of: Governance, ask: Ask, model: str, lack: Lack) -> Admitted | Refusal:
-    """Try again with what the shared book gives, as long as others do not take it first."""
+async def _fetched(of: Governance, ask: Ask, model: str, lack: Lack, until_s: float) -> Admitted | Refusal:
+    """Try again with what the shared book gives, as long as others do not take it first, and not beyond that time."""
     assert of.keeper is not None
     fetched = Fetched.UNSURE
     for _ in range(FETCHES_MAX):
-        fetched = await of.keeper.fetch(lack.route, lack.demand)
+        fetched = await of.keeper.fetch(lack.route, lack.demand, max(0.0, until_s - monotonic()))
         if fetched is not Fetched.READY:
             break
         result = attempt(of, ask, model, is_last=False)
         if not isinstance(result, Lack):
             return result
-        lack = result
+        lack, fetched = result, Fetched.UNSURE
+        if monotonic() >= until_s:
+            break
     last = attempt(of, ask, model, is_last=True, is_sure=fetched is Fetched.SHORT)
     assert not isinstance(last, Lack)
     return last
 
 
-async def _first_admitted(of: Governance, ask: Ask, models: tuple[str, ...]) -> Admitted | None:
+async def _first_admitted(of: Governance, ask: Ask, models: tuple[str, ...], until_s: float) -> Admitted | None:
     """The first of these models that admits; what may still stand in for it is only what follows it here."""
     for place, model in enumerate(models, start=1):
         result = attempt(of, ask, model, is_last=of.keeper is None)
         if isinstance(result, Lack):
-            result = await _fetched(of, ask, model, result)
+            result = await _fetched(of, ask, model, result, until_s)
         if isinstance(result, Admitted):
             return result._replace(fallbacks=models[place:])
     return None

@@ -29,7 +29,8 @@ from gateway.reconciliation import Reconciliation, Result, sample
 from gateway.server import Server, bind, server
 from gateway.sweep import sweep_forever
 from ledger.client import LedgerUnavailable, QueryFailed, running
-from ledger.lease_keeper import LeaseKeeper, ServerClock
+from ledger.lease_keeper import LeaseKeeper
+from ledger.shared_store import ServerClock
 from observability import names
 from observability.metrics import Metrics
 from observability.tracing import Tracing
@@ -138,6 +139,7 @@ class Worker:
         """Let the worker hold from the leases of a shared book, and charge windows by its clock."""
         keeper.on_crossings = of.announce_crossings
         keeper.on_away = _say_away
+        keeper.on_failing = _say_failing
         of.keeper, of.now_us = keeper, clock.now_us
         self.metrics.watch(names.BOOK_AWAY, lambda: int(of.book.is_away))
         self.metrics.watch(names.BOOK_EXCHANGES, lambda: keeper.stats.exchanges)
@@ -287,6 +289,10 @@ def _say_away(reason: str) -> None:
         log.error("the shared book cannot be asked", reason=reason)
     else:
         log.info("the shared book answers again")
+
+
+def _say_failing(tag: str, reason: str) -> None:
+    log.error("the shared book cannot be asked about one organisation", organisation=tag, reason=reason)
 
 
 def _lag(home: Home, last: tuple[int, int]) -> tuple[int, int]:

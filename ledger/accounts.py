@@ -105,7 +105,7 @@ class Accounts:
                     counter.turn(now_s)
                 if (turned or is_crowded) and counter.is_idle:
                     del counters[name]
-                    dropped = True
+                    counter.is_touched, dropped = False, True
         self.grants = {key: grant for key, grant in self.grants.items() if grant.expires_at_s > now_s}
         return dropped
 

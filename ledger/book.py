@@ -263,6 +263,7 @@ class Book:
         """Every live counter, turned to `now_s`; those that hold and count nothing any more are forgotten."""
         if self._accounts.forget(self._latest(now_s)):
             self._routes.clear()
+            self.touched = [counter for counter in self.touched if counter.is_touched]
         return list(self._accounts)
 
     def adjust(self, charges: Iterable[Charge], now_s: int) -> list[Crossing]:

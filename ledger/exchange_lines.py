@@ -1,8 +1,8 @@
 """The lines of an exchange: what a counter is called in the store of a shared book, and what is said of it there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from ledger.book import Route
 from ledger.counters import Cell, Counter
@@ -19,6 +19,16 @@ def tag_of(counter_name: str) -> str:
     """The hash tag of a counter: its organisation, or `-` when its scope names none."""
     first = counter_name.split(",", 1)[0]
     return quote(first.removeprefix("org=")) if first.startswith("org=") else "-"
+
+
+def of_tag(counters: Iterable[Counter], tag: str) -> Iterator[Counter]:
+    """The counters of one tag, found without making the tag of each."""
+    org = f"org={unquote(tag)}"
+    more = f"{org},"
+    for counter in counters:
+        name = counter.name
+        if name == org or name.startswith(more) or (tag == "-" and not name.startswith("org=")):
+            yield counter
 
 
 def needs(waiting: Sequence[tuple[Route, Demand]]) -> Mapping[str, int]:

@@ -8,24 +8,23 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import ResponseError
 
 from ledger.book import Book, Crossing, Route
 from ledger.exchange_lines import tag_of
 from ledger.holds import Demand
-from ledger.leases import BadReply, Leases, Shard, channel
+from ledger.leases import Leases
 from ledger.shard_names import SHARED, learn_names, name_all, name_shard, text
+from ledger.shards import BadReply, Shard, channel
 from ledger.shared_grants import share_grants
+from ledger.shared_store import CONNECTIONS_MAX, FAULTS, ServerClock, keeps_all, ticks_us
 from ledger.shares import Share
 
 SCRIPT = (Path(__file__).parent / "lua" / "exchange.lua").read_text(encoding="utf-8")
@@ -42,11 +41,9 @@ REASON_MAX = 300
 _PAUSE_S = 0.05
 _EXCHANGES_MAX = 64
 _RECALL_WAIT_S = 0.05
-TRUSTED_US = 50_000
-CONNECTIONS_MAX = 16
 US = 1_000_000
-# What the network and the server at its other end can do to an exchange; anything else is a fault of ours.
-FAULTS = (RedisError, OSError, BadReply, TimeoutError, ValueError)
+# What may be wrong with one shard alone.
+_SHARD_FAULTS = (ResponseError, BadReply)
 
 
 class Fetched(Enum):
@@ -55,30 +52,6 @@ class Fetched(Enum):
     READY = 0
     SHORT = 1
     UNSURE = 2
-
-
-@dataclass(slots=True)
-class ServerClock:
-    """Unix time in microseconds by Redis' clock, so that all replicas charge the same windows."""
-
-    offset_us: int = 0
-    is_known: bool = False
-
-    def now_us(self) -> int:
-        """The server's time now, as far as it is known."""
-        return time.time_ns() // 1000 + self.offset_us
-
-    def learn(self, server_ms: int, sent_us: int, took_us: int) -> None:
-        """Take the server's time out of an answer that was not long under way, or the first one."""
-        if 0 <= took_us < TRUSTED_US or not self.is_known:
-            self.offset_us, self.is_known = server_ms * 1000 - (sent_us + took_us // 2), True
-
-    async def ask(self, client: "Redis") -> None:
-        """Learn the server's time before anything is charged by it; where it cannot be asked, ours must do."""
-        sent_us = time.time_ns() // 1000
-        with suppress(*FAULTS):
-            seconds, micros = await client.time()
-            self.learn(seconds * 1000 + micros // 1000, sent_us, time.time_ns() // 1000 - sent_us)
 
 
 @dataclass(slots=True)
@@ -103,6 +76,7 @@ class LeaseKeeper:
     listener: "Redis"
     on_crossings: Callable[[list[Crossing]], None] = field(default=lambda _: None)
     on_away: Callable[[str], None] = field(default=lambda _: None)
+    on_failing: Callable[[str, str], None] = field(default=lambda tag, reason: None)
     stats: KeeperStats = field(default_factory=KeeperStats)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _returned: asyncio.Event = field(default_factory=asyncio.Event)
@@ -131,16 +105,16 @@ class LeaseKeeper:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
 
-    async def fetch(self, route: Route, demand: Demand) -> Fetched:
+    async def fetch(self, route: Route, demand: Demand, timeout_s: float = FETCH_S) -> Fetched:
         """Ask for what a demand lacks here, recalling it from other replicas where need be."""
         lacking = self.leases.lacking(route, demand)
-        if self.book.is_away or len(self._waiting) >= WAITING_MAX:
+        if self.book.is_away or len(self._waiting) >= WAITING_MAX or self._are_failing(lacking):
             return Fetched.UNSURE
         if self._is_dry(lacking) or _is_too_much(route, demand):
             return Fetched.SHORT
         self.stats.fetches += 1
         loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + FETCH_S
+        deadline_s = loop.time() + timeout_s
         self.leases.want(route, demand)
         while lacking:
             await self._next_round(route, demand, deadline_s - loop.time())
@@ -165,8 +139,9 @@ class LeaseKeeper:
                 await asyncio.wait_for(self._give_back(), PAUSE_S_MAX)
             except FAULTS as error:
                 self.on_away(f"the last exchange failed: {_line(error)}")
-        await self.client.aclose()
-        await self.listener.aclose()
+        for connection in (self.client, self.listener):
+            with suppress(*FAULTS):
+                await connection.aclose()
 
     async def _give_back(self) -> None:
         """Report what was spent, and keep no more lease than open holds need."""
@@ -186,8 +161,7 @@ class LeaseKeeper:
 
     async def _next_turn(self) -> None:
         if self._failures_in_row:
-            pause_s = min(PAUSE_S_MAX, _PAUSE_S * 2 ** min(self._failures_in_row - 1, 10))
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 it spreads replicas, it hides nothing
+            await asyncio.sleep(_pause_s(self._failures_in_row))
             return
         with suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), TICK_S)
@@ -197,9 +171,11 @@ class LeaseKeeper:
         self._wake.clear()
         waiting, self._waiting = self._waiting, {}
         try:
-            await self._probe()
             now_s = time.monotonic()
-            if now_s - self._beat_at_s >= BEAT_S:
+            is_beat = now_s - self._beat_at_s >= BEAT_S
+            if is_beat or not self._is_probed:
+                await self._probe()
+            if is_beat:
                 self._beat_at_s = now_s
                 await share_grants(self.client, self.book, self.clock.now_us() // US)
                 await learn_names(self.client, self.leases)
@@ -209,7 +185,7 @@ class LeaseKeeper:
             if names in due:
                 # Before any shard is begun: only then can one be known to be new to all replicas.
                 due.remove(names)
-                await self._exchange_all([names], ())
+                await self._exchange(names, ())
             await self._exchange_all(due, list(waiting.values()))
         finally:
             for done in waiting:
@@ -219,31 +195,47 @@ class LeaseKeeper:
     async def _exchange_all(self, due: Iterable[Shard], demands: Sequence[tuple[Route, Demand]]) -> None:
         """Exchange these shards, a few at a time; returns or raises only once none of them is under way any more.
 
-        Else the answer to one that was still under way could be taken for that to the next.
+        Else the answer to one that was still under way could be taken for that to the next. What is wrong with some of
+        them alone takes only these away.
         """
         left = list(due)
         failures: list[Exception] = []
 
         async def work() -> None:
             while left and not failures:
+                shard = left.pop()
                 try:
-                    await self._exchange(left.pop(), demands)
-                except FAULTS as error:
-                    failures.append(error)
+                    await self._exchange(shard, demands)
+                except _SHARD_FAULTS as error:
+                    self._rest(shard, error)
+                except FAULTS as failed:
+                    failures.append(failed)
 
         await asyncio.gather(*(work() for _ in range(min(len(left), CONNECTIONS_MAX))))
         if failures:
             raise failures[0]
 
+    def _rest(self, shard: Shard, error: Exception) -> None:
+        """Leave a shard alone for a while; requests that need more of it than lies here are told so at once."""
+        shard.failures += 1
+        shard.is_open = False
+        shard.resumes_at_s = time.monotonic() + _pause_s(shard.failures)
+        self.stats.failures += 1
+        # Where the fault is not of this shard alone, that of the names has it too, and then the book is away.
+        self.leases.join(SHARED)
+        if shard.failures == FAILURES_MAX:
+            self.on_failing(shard.tag, _line(error))
+
     async def _exchange(self, shard: Shard, demands: Sequence[tuple[Route, Demand]]) -> None:
         for _ in range(_EXCHANGES_MAX):
             born = await self._named(shard)
-            sent_us, began_s = time.time_ns() // 1000, time.monotonic()
+            sent_us = ticks_us()
             exchange = self.leases.build(shard, demands, self.clock.now_us() // US, time.monotonic())
             self.stats.exchanges += 1
             reply = await self._call(exchange.keys, [exchange.payload, born])
             crossings = self.leases.apply(shard, reply, self.clock.now_us() // US)
-            self.clock.learn(int(reply[1]), sent_us, int((time.monotonic() - began_s) * US))
+            self.clock.learn(int(reply[1]), sent_us)
+            shard.failures = 0
             if crossings:
                 self.on_crossings(crossings)
             if shard.epoch and shard.joining is None and not shard.due:
@@ -265,19 +257,8 @@ class LeaseKeeper:
         return reply
 
     async def _probe(self) -> None:
-        """Learn whether this Redis keeps what it has acknowledged; one that does not say is taken not to."""
-        if self._is_probed:
-            return
-        await self.client.ping()
-        try:
-            said = {**await self.client.config_get("append*"), **await self.client.config_get("maxmemory*")}
-        except RedisError:
-            said = {}
-        facts = {text(key): text(value) for key, value in said.items()}
-        if facts.get("maxmemory", "0") != "0" and facts.get("maxmemory-policy") != "noeviction":
-            raise BadReply("Redis may evict counters, and what was spent on them: set its maxmemory-policy noeviction")
-        is_synced = facts.get("appendonly") == "yes" and facts.get("appendfsync") == "always"
-        self.leases.is_durable = is_synced and _stands_alone(await self.client.info("replication"))
+        """Learn whether this Redis keeps what it has acknowledged."""
+        self.leases.is_durable = await keeps_all(self.client)
         self._is_probed = True
 
     async def _listen_forever(self) -> None:
@@ -340,6 +321,10 @@ class LeaseKeeper:
         if len(self._dry) < DRY_MAX:
             self._dry |= {share.name: now_s + DRY_S for share in short}
 
+    def _are_failing(self, shares: list[Share]) -> bool:
+        """Whether what is lacking is of a shard that cannot be exchanged for a reason of its own."""
+        return any(self.leases.shard(tag_of(share.counter.name)).failures >= FAILURES_MAX for share in shares)
+
     def _are_open(self, shares: list[Share]) -> bool:
         """Whether all replicas have reported on these, so that what the store says of them is the whole."""
         return all(self.leases.shard(tag_of(share.counter.name)).is_open for share in shares)
@@ -362,31 +347,10 @@ class LeaseKeeper:
             self.on_away("")
 
 
-def _stands_alone(replication: Mapping[str, Any]) -> bool:
-    """Whether no copy of this Redis could take its place with less than it has acknowledged, and it is none itself."""
-    is_copied = int(replication.get("connected_slaves", 1)) > 0
-    return (
-        replication.get("role") == "master"
-        and not is_copied
-        and not text(replication.get("master_replid2", "")).strip("0")
-    )
-
-
-def connect(url: str, timeout_ms: int, password: str | None) -> tuple["Redis", "Redis"]:
-    """A client that asks and one that listens; they try nothing twice, as repeating is the keeper's to decide."""
-    timeout_s = timeout_ms / 1000
-
-    def client(answer_s: float | None) -> "Redis":
-        return Redis.from_url(
-            url,
-            password=password,
-            socket_connect_timeout=timeout_s,
-            socket_timeout=answer_s,
-            retry=Retry(NoBackoff(), 0),
-            max_connections=CONNECTIONS_MAX,
-        )
-
-    return client(timeout_s), client(None)
+def _pause_s(failures: int) -> float:
+    """How long to wait after so many failures in a row."""
+    pause_s: float = min(PAUSE_S_MAX, _PAUSE_S * 2 ** min(failures - 1, 10))
+    return pause_s * random.uniform(0.5, 1.0)  # noqa: S311 it spreads replicas, it hides nothing
 
 
 def _is_too_much(route: Route, demand: Demand) -> bool:

@@ -7,21 +7,23 @@ late without harm. A shard is all counters of one organisation, or all that name
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from itertools import islice
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
 from domain.decision import BANDS
 from ledger.book import Book, Crossing, Route
-from ledger.counters import Cell, Counter
-from ledger.exchange_lines import cells_of, given_up, name_of, needs, tag_of
+from ledger.counters import Counter
+from ledger.exchange_lines import cells_of, given_up, name_of, needs, of_tag, tag_of
 from ledger.holds import Demand
+from ledger.shards import REPLY_HEAD, BadReply, Exchange, NameTaken, Shard, Told, channel, facts_of
 from ledger.shares import Share
 from ledger.windows import FOREVER_S
 
 LINES_MAX = 256
+CELLS_MAX = 1_024  # about 15 ms of the server, which does nothing else meanwhile
 LIMIT_MAX = (1 << 53) - 1  # the store counts in doubles
 HORIZON_S = 4.0
 TELL_S = 2.0
@@ -34,52 +36,7 @@ CALM_MS = 500
 # How far clocks may be apart before what others have in a window that ended here is forgotten.
 _SKEW_S = 60
 _KEPT_S = 86_400
-_REPLY_HEAD, _REPLY_LINE = 4, 9
-
-
-class BadReply(Exception):
-    """The store answered what no exchange can be answered with."""
-
-
-class _Told(NamedTuple):
-    """What an exchange tells of one share: what is spent by cell, and what it goes by while it is under way."""
-
-    share: Share
-    current: Cell
-    spent: list[tuple[Cell, int]]
-    limit: int
-    asked: int | None
-
-
-class Exchange(NamedTuple):
-    """One exchange, kept as it is until it is answered; `told` has None for a counter that is given up."""
-
-    keys: list[str]
-    payload: bytes
-    serial: str
-    names: list[str]
-    told: list[_Told | None]
-    is_join: bool
-    is_last: bool
-
-
-@dataclass(slots=True, eq=False)
-class Shard:
-    """The counters of one hash slot: the epoch they are in, the last exchange, and what is still to be told.
-
-    `is_named` once all replicas can learn of it.
-    """
-
-    tag: str
-    is_named: bool = False
-    epoch: str = ""
-    serial: str = ""
-    is_open: bool = False
-    due: dict[str, None] = field(default_factory=dict)
-    joining: list[str] | None = None
-    told_at_s: float = 0.0
-    is_urgent: bool = False
-    in_flight: Exchange | None = None
+FENCE = "forgotten:"
 
 
 class Leases:
@@ -151,8 +108,8 @@ class Leases:
         if shard.in_flight is not None:
             return shard.in_flight
         needed = needs(waiting)
-        is_join, names, is_last = _next_page(shard)
-        told: list[_Told | None] = []
+        is_join, names, is_last = self._next_page(shard)
+        told: list[Told | None] = []
         lines, returns = [], False
         for name in names:
             share = self._known(name)
@@ -192,23 +149,29 @@ class Leases:
     def apply(self, shard: Shard, reply: Sequence[bytes], now_s: int) -> list[Crossing]:
         """Take the answer to the exchange in flight, and say which budgets crossed a threshold by what it told.
 
-        BadReply leaves everything as it was.
+        BadReply and NameTaken leave everything as it was.
         """
         exchange = shard.in_flight
         kind = bytes(reply[0]) if reply else b""
-        if exchange is None or kind not in (b"ok", b"join", b"stale") or len(reply) < _REPLY_HEAD:
+        if exchange is None or kind not in (b"ok", b"join", b"stale") or len(reply) < REPLY_HEAD:
             raise BadReply(f"the store answered {kind!r}")
         if kind == b"ok":
-            facts = _facts(reply, len(exchange.names))
+            facts = facts_of(reply, len(exchange.names))
             shard.in_flight, shard.serial = None, exchange.serial
             shard.is_open = reply[2] == b"1"
             return self._take(shard, exchange, facts)
+        epoch, serial = reply[2].decode(), reply[3].decode()
+        if self._is_mine(shard.serial) and epoch == shard.epoch and not (self._is_mine(serial) or _is_fence(serial)):
+            raise NameTaken(
+                f"another gateway exchanges as {self.replica}: its home is a copy of this one's; stop it, give it a "
+                "home of its own without this one's journal, and start this one again"
+            )
         shard.in_flight, shard.is_open = None, False
         shard.due |= dict.fromkeys(exchange.names)
         shard.epoch, shard.serial, shard.joining = "", "", None
         if kind == b"join":
-            shard.epoch, shard.serial = reply[2].decode(), reply[3].decode()
-            shard.joining = self._kept_in(shard, [name.decode() for name in reply[_REPLY_HEAD:]])
+            shard.epoch, shard.serial = epoch, serial
+            shard.joining = self._kept_in(shard, [name.decode() for name in reply[REPLY_HEAD:]])
         return []
 
     @property
@@ -233,6 +196,8 @@ class Leases:
 
     def is_pressing(self, shard: Shard, at_s: float) -> bool:
         """Whether a shard should be told now: others wait, a lease runs low, or it has not been told for a while."""
+        if at_s < shard.resumes_at_s:
+            return False
         if shard.in_flight is not None or shard.joining is not None or not shard.epoch or shard.is_urgent:
             return True
         if not shard.due:
@@ -257,6 +222,33 @@ class Leases:
             if name is not None:
                 yield name
 
+    def _is_mine(self, serial: str) -> bool:
+        """Whether a serial is of this process."""
+        return serial.endswith(f":{self._nonce}")
+
+    def _next_page(self, shard: Shard) -> tuple[bool, list[str], bool]:
+        """Whether the next exchange joins, the counters that it tells of, and whether the join is complete with it."""
+        if shard.joining is not None:
+            names = self._page(shard.joining)
+            shard.joining = shard.joining[len(names) :] or None
+            return True, names, shard.joining is None
+        names = self._page(shard.due) if shard.epoch else []
+        for name in names:
+            del shard.due[name]
+        return False, names, False
+
+    def _page(self, names: Iterable[str]) -> list[str]:
+        """As many of these counters, from the first, as one exchange takes: their cells are what it costs."""
+        page: list[str] = []
+        cells = 0
+        for name in islice(names, LINES_MAX):
+            share = self._known(name)
+            cells += len(share.counter.cells) if share is not None else 1
+            if page and cells > CELLS_MAX:
+                break
+            page.append(name)
+        return page
+
     def _share(self, counter: Counter) -> Share:
         name = name_of(counter)
         share = self._shares.get(name)
@@ -272,15 +264,11 @@ class Leases:
 
     def _kept_in(self, shard: Shard, indexed: Iterable[str]) -> list[str]:
         """Every counter of a shard of which this replica may have something, here or in the store's index."""
-        names = dict.fromkeys(indexed)
-        for counter in self.book.every_counter():
-            if tag_of(counter.name) == shard.tag:
-                names[name_of(counter)] = None
-        return list(names)
+        return list(dict.fromkeys((*indexed, *map(name_of, of_tag(self.book.every_counter(), shard.tag)))))
 
     def _line(
         self, share: Share, needed: int | None, now_s: int, at_s: float, *, is_join: bool
-    ) -> tuple[dict[str, Any], _Told, bool]:
+    ) -> tuple[dict[str, Any], Told, bool]:
         """What an exchange says of one counter, and whether it gives something back."""
         counter = share.counter
         if now_s >= counter.turns_s:
@@ -322,7 +310,7 @@ class Leases:
             "tight": is_tight,
             "gen": share.recall,
         }
-        return line, _Told(share, cell, spent, counter.limit, None if needed is None or is_join else lease + need), gave
+        return line, Told(share, cell, spent, counter.limit, None if needed is None or is_join else lease + need), gave
 
     def _take(self, shard: Shard, exchange: Exchange, facts: list[list[int]]) -> list[Crossing]:
         is_summed = shard.is_open and not exchange.is_join
@@ -337,7 +325,7 @@ class Leases:
                 each.reported = spent
             if name_of(counter) != share.name:
                 continue  # it counts over another window by now
-            cell.lease = lease
+            cell.lease = share.leased = lease
             is_late = cell is not counter.cell or counter.limit < told.limit
             if cell is counter.cell and is_late:
                 # It was given under a larger limit.
@@ -348,8 +336,8 @@ class Leases:
             if cell is counter.cell:
                 counter.spent_elsewhere, counter.held_elsewhere = spent_elsewhere, held_elsewhere
                 counter.stranded = stranded
-                if is_summed:
-                    crossings += _crossed(counter, spent_elsewhere + before, spent_elsewhere + after)
+            if is_summed and (cell is counter.cell or counter.budget.window.kind == "rolling"):
+                crossings += _crossed(counter, spent_elsewhere + before, spent_elsewhere + after)
             counter.refit()
             counter.grade()
             if told.asked is not None:
@@ -358,32 +346,9 @@ class Leases:
         return crossings
 
 
-def channel(tag: str) -> str:
-    """Where replicas tell one another that they need something back, or have given it."""
-    return f"bursar:{{{tag}}}:recall"
-
-
-def _next_page(shard: Shard) -> tuple[bool, list[str], bool]:
-    """Whether the next exchange joins, the counters that it tells of, and whether the join is complete with it."""
-    if shard.joining is not None:
-        names, rest = shard.joining[:LINES_MAX], shard.joining[LINES_MAX:]
-        shard.joining = rest or None
-        return True, names, not rest
-    names = list(shard.due)[:LINES_MAX] if shard.epoch else []
-    for name in names:
-        del shard.due[name]
-    return False, names, False
-
-
-def _facts(reply: Sequence[bytes], count: int) -> list[list[int]]:
-    """The numbers of each line of an answer; BadReply."""
-    if len(reply) != _REPLY_HEAD + _REPLY_LINE * count:
-        raise BadReply(f"the store answered {len(reply)} values to {count} counters")
-    try:
-        values = [int(value) for value in reply[_REPLY_HEAD:]]
-    except ValueError as error:
-        raise BadReply(f"the store answered no number: {error}") from None
-    return [values[at : at + _REPLY_LINE] for at in range(0, len(values), _REPLY_LINE)]
+def _is_fence(serial: str) -> bool:
+    """Whether an operator has fenced a replica off that was taken for lost."""
+    return serial.startswith(FENCE)
 
 
 def _crossed(counter: Counter, before: int, after: int) -> list[Crossing]:

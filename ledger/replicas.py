@@ -13,6 +13,7 @@ from redis import Redis
 from redis.client import Pipeline
 
 from domain.ids import uuid7
+from ledger.leases import FENCE
 from ledger.shard_names import NAMES
 from ledger.windows import parse_window
 
@@ -99,7 +100,7 @@ def forget(client: "Redis", replica: Replica) -> Unspent:
             f"forget it once it has not been seen for {QUIET_S} s"
         )
     # A fence of its own each time: what was sent after an earlier one must not pass this one.
-    fence = f"forgotten:{uuid7()}"
+    fence = f"{FENCE}{uuid7()}"
     # All shards first: one that has just seen it must be found before anything is freed in another.
     _each_shard(client, replica, "fence", fence)
     freed = _each_counter(client, replica, "free", fence)

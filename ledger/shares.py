@@ -14,7 +14,8 @@ class Share:
 
     `is_known` once the store was told all cells. Of what is asked for, `recall` is the last recall before it (UNSEEN
     until that is known), `pending` how many others have not answered the one since, and `is_short` that it is not all
-    here. `target` is what should lie ready, `needed` the most that was asked for at once while it is in use.
+    here. `target` is what should lie ready, `needed` the most that was asked for at once while it is in use. `leased`
+    is what the store has as the lease, which a limit that fell may have cut here.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Share:
     recall: int = UNSEEN
     pending: int = 0
     is_short: bool = False
+    leased: int = 0
     target: int = 0
     needed: int = 0
     rate_per_s: float = 0.0
@@ -36,7 +38,7 @@ class Share:
     def is_watched(self) -> bool:
         """Whether the store must hear of it even when it is not used, or knows more of it than is known here."""
         counter, cell = self.counter, self.counter.cell
-        if cell.lease > cell.spent or counter.held > 0 or not self.is_known:
+        if max(cell.lease, self.leased) > cell.spent or counter.held > 0 or not self.is_known:
             return True
         # What others have passes with time: a band that refuses all requests would never be lifted by one of them.
         is_passing = counter.budget.window.kind == "rolling" and counter.spent_elsewhere != 0

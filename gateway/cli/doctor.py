@@ -24,6 +24,7 @@ from gateway.config_file import ConfigError, LoadedConfig, load
 from gateway.home import Home, run_name
 from gateway.keys import KeyFileError, KeyStore
 from ledger.client import running
+from ledger.shared_store import SYNCED
 from policy.decider import load_engine
 from policy.port import BundleError
 
@@ -114,10 +115,13 @@ def _book(book: Book) -> Finding:
 def _appends(client: Redis) -> str:
     """What a Redis says that it keeps of what it has acknowledged."""
     try:
-        said = client.config_get("append*")
+        said = client.config_get("*append*")
     except ResponseError:
         return "which does not say what it keeps"
-    return f"appendfsync {said['appendfsync']}" if said["appendonly"] == "yes" else "no append-only file"
+    if SYNCED.items() <= said.items():
+        return ALWAYS
+    unlike = [f"{name} {said.get(name)}" for name, wanted in SYNCED.items() if said.get(name) != wanted]
+    return ", ".join(unlike)
 
 
 def _runtime(runtime: Runtime, home: Home) -> Finding:

@@ -2,8 +2,8 @@
 -- spend from now on. ARGV: JSON, and the run of the server on which this shard was found to be new to all replicas. KEYS: the shard's state, this replica's index of counters, its last answer, then one
 -- hash per counter. All is read and checked before anything is written, so that an error leaves everything as it was.
 --
--- state     epoch, run (of the server that the epoch began on), opened (new to all replicas when it began), and per
---           replica: serial, joined, seen
+-- state     epoch, run (of the server that the epoch began on), opened (new to all replicas when it began), forgetful
+--           (the server was once seen not to sync its writes), and per replica: serial, joined, seen
 -- counter   epoch, gen (of the last recall) and gen_ms, and per replica: a (the recall it has answered), and for each
 --           cell g (what is debited for it: its lease, or what it uses where that is more) and s (what it has spent)
 -- Numbers are whole and below 2^53, and are written with all their digits.
@@ -29,7 +29,7 @@ end
 -- not be believed either, and a new epoch begins with nothing.
 local run = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 local is_born = ARGV[2] == run
-if not state.epoch or (state.run ~= run and ask.durable == 0) then
+if not state.epoch or (state.run ~= run and (ask.durable == 0 or state.forgetful)) then
   -- Named by the server: a late repetition from before must not be able to begin an old epoch again.
   local epoch = run .. '-' .. clock[1] .. '-' .. clock[2]
   redis.call('DEL', KEYS[1])
@@ -87,7 +87,7 @@ local is_open = joined >= ask.replicas or state.opened == '1'
 local is_summed = is_open and not ask.join
 
 local function blank()
-  return {g = {}, s = {}, a = {}, gen = 0, gen_ms = 0, dropped = {}}
+  return {g = {}, s = {}, a = {}, gen = 0, gen_ms = 0, told = {}, dropped = {}}
 end
 
 local function read(key)
@@ -158,7 +158,7 @@ end
 -- spent since is summed only once all replicas have joined, so that a threshold is seen by the one exchange that crosses
 -- it; where nothing is known of a cell, what was reported of it before is not seen again.
 local function tell(line, counter)
-  local told = {}
+  local told = counter.told
   for _, said in ipairs(line.cells) do
     local cell, reported, used, keeps = text(said[1]), said[2], said[4], said[5]
     local leases, spents = of(counter.g, cell), of(counter.s, cell)
@@ -236,7 +236,8 @@ for i, line in ipairs(ask.lines) do
     -- A replica whose clock is ahead must wait until the window that it asks for has begun.
     local has_begun = line.from_s <= tonumber(clock[1]) + 1
     local free = has_begun and math.max(0, line.limit - sums.debited) or 0
-    give = math.min(line.need, free)
+    -- Who was just asked to give back takes nothing again that is less than it needs: others wait for it.
+    give = (line.tight and free < line.need) and 0 or math.min(line.need, free)
     -- Who has not seen a recall through since it first asked opens one, unless one is under way.
     if give < line.need and next(sums.unused) and seen == counter.gen and pending(counter, sums) == 0 then
       counter.gen, counter.gen_ms = counter.gen + 1, now_ms
@@ -275,8 +276,10 @@ local function write(key, line, counter)
         if is_old(line, cell) then
           gone[#gone + 1] = kind .. '|' .. cell .. '|' .. replica
         elseif replica == me then
-          fields[#fields + 1], fields[#fields + 2] = kind .. '|' .. cell .. '|' .. me, text(value)
           is_mine = is_mine or value ~= 0
+          if counter.told[cell] then
+            fields[#fields + 1], fields[#fields + 2] = kind .. '|' .. cell .. '|' .. me, text(value)
+          end
         end
       end
     end
@@ -304,6 +307,9 @@ for i, line in ipairs(ask.lines) do
 end
 redis.call('SET', KEYS[3], cjson.encode(answer))
 redis.call('HSET', KEYS[1], 'serial|' .. me, ask.serial, 'seen|' .. me, text(now_ms))
+if ask.durable == 0 and not state.forgetful then
+  redis.call('HSET', KEYS[1], 'forgetful', '1')
+end
 if ask.join and ask.is_last then
   redis.call('HSET', KEYS[1], 'joined|' .. me, '1')
 end

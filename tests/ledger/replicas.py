@@ -1,13 +1,15 @@
 """Replicas of a shared book for tests of what passes between them, at a time that the test sets."""
 
+import orjson
 import redis
 
 from domain.amounts import MILLION, Amounts
 from domain.ids import uuid7
-from ledger.book import Book
+from ledger.book import Book, Crossing
 from ledger.budgets import Budget, Subject
 from ledger.counters import Counter
 from ledger.holds import Demand, Hold, Shortfall
+from ledger.shards import channel
 from ledger.windows import parse_window
 from tests.ledger.shared_book import Ask, Carrier, Clock, Replica, SharedBook
 
@@ -19,6 +21,11 @@ SEARCH = Subject("acme", "search", "web", "", "k1", "", "small", "sim")
 
 def budget(limit: int, scope: tuple[tuple[str, str], ...] = (("org", "acme"),), **more: object) -> Budget:
     return Budget("b", "finance", scope, "tokens", limit, parse_window("day"), **more)  # type: ignore[arg-type]  # the test's own
+
+
+def over(window: str, limit: int = 100) -> Budget:
+    """A budget like `budget`, over another window than a day."""
+    return Budget("b", "finance", (("org", "acme"),), "tokens", limit, parse_window(window))
 
 
 def replica(clock: Clock, budgets: list[Budget], name: str = "r0", *, of: int = 1, horizon_s: float = 0.0) -> Replica:
@@ -63,3 +70,43 @@ def counter_of(on: Replica, name: str = "org=acme") -> Counter:
     counter = on.book.find("b", name)
     assert counter is not None
     return counter
+
+
+def step(on: Replica, ask: Ask, now_s: int = NOW_S, wanted: int = 0) -> list[Crossing]:
+    """One exchange of the shard of acme and its answer, where `Replica.exchange` goes on until nothing is left to tell.
+
+    It asks for `wanted` tokens, if any.
+    """
+    route = on.book.route(SEARCH, now_s)
+    if wanted:
+        on.leases.want(route, demand(wanted))
+    on.leases.collect(on.at_s)
+    shard = on.leases.shard("acme")
+    exchange = on.leases.build(shard, [(route, demand(wanted))] if wanted else [], now_s, on.at_s)
+    return on.leases.apply(shard, ask(exchange), now_s)
+
+
+def charge(on: Replica, ask: Ask, tokens: int, now_s: int = NOW_S, held: int | None = None) -> None:
+    """Fetch, hold and spend tokens; more than were held where `held` is less."""
+    hold_id = fetched(on, ask, tokens if held is None else held, now_s=now_s).hold_id
+    on.book.settle(hold_id, Amounts(tokens=tokens), now_s * MILLION)
+
+
+def ready(on: Replica, ask: Ask, tokens: int, now_s: int = NOW_S) -> int:
+    """What can be held here once so many tokens have been asked for, by those who ask alone."""
+    route = on.book.route(SEARCH, now_s)
+    on.leases.want(route, demand(tokens))
+    on.exchange(ask, now_s, [(route, demand(tokens))])
+    return counter_of(on).room
+
+
+def idle(on: Replica, ask: Ask, tokens: int, now_s: int = NOW_S) -> None:
+    """Let so much be leased and not used."""
+    on.book.void(fetched(on, ask, tokens, now_s=now_s).hold_id)
+
+
+def said(client: "redis.Redis[bytes]") -> list[list[object]]:
+    """What was said on the channel of acme since the last time."""
+    found = [orjson.loads(each) for each in client.lrange(channel("acme"), 0, -1)]
+    client.delete(channel("acme"))
+    return found

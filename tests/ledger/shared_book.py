@@ -17,9 +17,10 @@ from ledger.book import Book, Crossing, Headroom, Route, Settlement
 from ledger.budgets import Budget, Subject
 from ledger.counters import Counter, Grant
 from ledger.holds import Demand, Hold, Shortfall, State
-from ledger.leases import Exchange, Leases, Shard, channel
+from ledger.leases import Leases
 from ledger.records import Record
 from ledger.shard_names import NAMES, SHARED, STATE, is_whole, known_tags, learn, text
+from ledger.shards import Exchange, Shard, channel
 
 SCRIPT = (Path(ledger.leases.__file__).parent / "lua" / "exchange.lua").read_text(encoding="utf-8")
 TIME = "redis.call('TIME')"
@@ -188,6 +189,7 @@ class SharedBook:
         self.replicas = [self._replica(at, count, Book(self.configured, now_s, is_shared=True)) for at in range(count)]
         self.home: dict[str, int] = {}
         self.crossings: list[Crossing] = []
+        self._corrected: set[str] = set()
         self._turn = 0
 
     @property
@@ -313,10 +315,14 @@ class SharedBook:
         for replica in self.replicas:
             replica.book.configure(self.configured, now_s)
         self.tell_all(now_s)
+        # What corrections crossed of a budget that was not in force is told once it is; one book never says it.
+        self.crossings = [each for each in self.crossings if each.budget not in self._corrected]
 
     def adjust(self, charges: Iterable[Charge], now_s: int) -> list[Crossing]:
+        told = list(charges)
+        self._corrected |= {charge.budget for charge in told}
         self.tell_all(now_s)
-        assert self.replicas[0].book.adjust(charges, now_s) == []
+        assert self.replicas[0].book.adjust(told, now_s) == []
         self.tell_all(now_s)
         crossings, self.crossings = self.crossings, []
         return crossings

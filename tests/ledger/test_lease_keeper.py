@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
 import redis
+import uvloop
 
 from domain.amounts import Amounts
 from ledger.counters import Grant
 from ledger.holds import Demand, Hold, Shortfall
-from ledger.lease_keeper import CONNECTIONS_MAX, FETCH_S, PAUSE_S_MAX, US, Fetched
+from ledger.lease_keeper import FETCH_S, PAUSE_S_MAX, US, Fetched
+from ledger.shared_store import CONNECTIONS_MAX, ServerClock
 from ledger.windows import parse_window
 from tests.ledger.keepers import SUBJECT, Node, budget, demand, node, nodes, stop, sums, until
 from tests.redis_server import RedisServer
@@ -18,6 +21,7 @@ from tests.redis_server import RedisServer
 LIMIT = 1_000
 TOKENS = 7
 OUTAGE_S = 0.8
+RESETS = 200
 
 
 @pytest.fixture
@@ -251,8 +255,9 @@ async def test_a_keeper_that_closes_gives_back_what_lies_idle_of_every_organisat
 
 async def test_windows_turn_by_the_time_of_the_server(server: RedisServer) -> None:
     async with nodes(server, 1, [budget("all", LIMIT, window=parse_window("day"))]) as (it,):
-        it.keeper.clock.offset_us = 3_600 * US
-        await until(lambda: abs(it.keeper.clock.offset_us) < US, "the server's time is learned again")
+        it.keeper.clock.offset_us += 3_600 * US
+        wall_us = time.time_ns() // 1000
+        await until(lambda: it.keeper.clock.now_us() < wall_us + 600 * US, "the server's time is learned again")
 
 
 async def test_a_redis_that_may_evict_counters_is_not_asked_for_leases(server: RedisServer) -> None:
@@ -265,6 +270,68 @@ async def test_a_redis_that_may_evict_counters_is_not_asked_for_leases(server: R
         await asyncio.to_thread(server.ask, "CONFIG SET maxmemory-policy noeviction")
         await until(lambda: it.is_open, "it is trusted")
         assert isinstance(await it.hold(TOKENS), Hold)
+
+
+async def test_a_redis_that_tells_nothing_of_its_configuration_is_not_trusted_more(server: RedisServer) -> None:
+    await asyncio.to_thread(server.ask, "CONFIG SET maxmemory 64mb")
+    await asyncio.to_thread(server.ask, "CONFIG SET maxmemory-policy volatile-lru")
+    await asyncio.to_thread(server.ask, "ACL SETUSER default -config")
+    async with node(server, "r0", 1, [budget("all", LIMIT)]) as it:
+        await until(lambda: it.book.is_away, "it is not trusted")
+        assert "maxmemory-policy noeviction" in it.keeper.stats.reason
+
+
+async def test_what_is_wrong_with_one_organisation_takes_only_that_one_away(server: RedisServer) -> None:
+    async with nodes(server, 1, [budget("all", LIMIT, scope=(("org", "*"),))]) as (it,):
+        failing: list[str] = []
+        it.keeper.on_failing = lambda tag, reason: failing.append(f"{tag}: {reason}")
+        bad, good = SUBJECT._replace(org="bad"), SUBJECT._replace(org="good")
+        for subject in (bad, good):
+            assert isinstance(await it.hold(10, subject), Hold)
+        server.ask("DEL bursar:{bad}:state")
+        server.ask("SET bursar:{bad}:state x")
+        assert await it.fetch(500, bad) is Fetched.UNSURE
+        await until(lambda: bool(failing), "it is said")
+        assert failing[0].startswith("bad: ")
+        fetches = it.keeper.stats.fetches
+        assert await it.fetch(500, bad) is Fetched.UNSURE
+        assert it.keeper.stats.fetches == fetches
+        assert isinstance(await it.hold(500, good), Hold)
+        assert not it.book.is_away
+        server.ask("DEL bursar:{bad}:state")
+        await until(lambda: it.keeper.leases.shard("bad").is_open, "it is mended")
+        assert isinstance(await it.hold(500, bad), Hold)
+        assert len(failing) == 1
+
+
+async def test_a_server_that_takes_no_writes_is_away(server: RedisServer) -> None:
+    async with nodes(server, 1, [budget("all", LIMIT)]) as (it,):
+        server.ask("REPLICAOF 127.0.0.1 1")
+        await until(lambda: it.book.is_away, "it is noticed")
+        server.ask("REPLICAOF NO ONE")
+        await until(lambda: it.is_open, "it is back")
+
+
+def test_connections_that_are_reset_under_uvloop_are_no_fault_of_ours(server: RedisServer) -> None:
+    async def resets() -> None:
+        async with nodes(server, 2, [budget("all", 10**9)]) as both:
+            for turn in range(RESETS):
+                it = both[turn % 2]
+                await it.hold(100 * turn)
+                await it.proxy.reset()
+                assert not any(each.running.done() for each in both)
+            await until(lambda: all(each.is_open for each in both), "both are back")
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(resets())
+
+
+def test_a_step_of_the_machines_clock_moves_no_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = ServerClock()
+    wall_us, before_us = time.time_ns() // 1000, clock.now_us()
+    assert abs(before_us - wall_us) < US
+    monkeypatch.setattr(time, "time_ns", lambda: (wall_us + 3_600 * US) * 1000)
+    assert clock.now_us() - before_us < 60 * US
 
 
 async def test_nothing_is_leased_in_a_window_that_has_not_begun_by_the_clock_of_redis(server: RedisServer) -> None:

@@ -9,7 +9,8 @@ from ledger.book import Book, Crossing
 from ledger.budgets import Budget
 from ledger.exchange_lines import name_of
 from ledger.holds import Hold, Shortfall
-from ledger.leases import CALM_MS, IDLE_S, LIVE_MS, QUIET_S, channel
+from ledger.leases import CALM_MS, IDLE_S, LIVE_MS, QUIET_S
+from ledger.shards import channel
 from ledger.windows import parse_window
 from tests.ledger.replicas import (
     NOW_S,

@@ -13,9 +13,9 @@ from ledger import replicas
 from ledger.book import Book
 from ledger.budgets import Budget, Subject
 from ledger.holds import Demand, Hold, Shortfall
-from ledger.leases import Exchange
 from ledger.replicas import QUIET_S, ReplicaActive, forget, seen_replicas, unspent
 from ledger.shard_names import NAMES
+from ledger.shards import Exchange
 from ledger.windows import parse_window
 from tests.ledger.shared_book import Ask, Clock, Replica, asks
 from tests.redis_server import RedisServer

@@ -85,6 +85,24 @@ def test_a_server_that_syncs_every_write_goes_on_in_the_same_epoch() -> None:
         assert greedy([first, second], ask) == LIMIT
 
 
+def test_a_server_that_once_did_not_sync_is_not_believed_after_a_restart_that_makes_it() -> None:
+    clock = Clock()
+    clock.follow(NOW_S)
+    with RedisServer("always") as server, redis.Redis.from_url(server.url) as client:
+        ask = asks(client, clock)
+        first, second = pair(ask, clock, is_durable=True)
+        epoch = first.leases.shard("acme").epoch
+        for is_durable in (False, True):
+            first.leases.is_durable = is_durable
+            taken(first, ask, 1)
+        server.kill()
+        server.start()
+        assert taken(first, ask, 20) == 0
+        assert first.leases.shard("acme").epoch != epoch
+        second.exchange(ask, NOW_S)
+        assert greedy([first, second], ask) == LIMIT
+
+
 def test_an_answer_lost_with_the_server_is_given_again_when_it_comes_back() -> None:
     clock = Clock()
     clock.follow(NOW_S)

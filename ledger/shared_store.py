@@ -1,0 +1,99 @@
+"""The Redis of a shared book: connections to it, its time, what it keeps over a restart, and what can go wrong."""
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from ledger.shard_names import text
+from ledger.shards import BadReply, NameTaken
+
+CONNECTIONS_MAX = 16
+TRUSTED_US = 50_000
+# What a Redis says (CONFIG GET) that loses nothing that it has acknowledged.
+SYNCED = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
+# What the network and the server at its other end can do to an exchange; anything else is a fault of ours.
+# uvloop raises RuntimeError where something is written to a connection that the other side has reset.
+FAULTS = (RedisError, OSError, BadReply, NameTaken, TimeoutError, ValueError, RuntimeError)
+
+
+@dataclass(slots=True)
+class ServerClock:
+    """Unix time in microseconds by Redis' clock, so that all replicas charge the same windows.
+
+    In between it goes by the machine's monotonic clock: a step of its wall clock must move no window.
+    """
+
+    offset_us: int = field(default_factory=lambda: time.time_ns() // 1000 - ticks_us())
+    is_known: bool = False
+
+    def now_us(self) -> int:
+        """The server's time now, as far as it is known."""
+        return ticks_us() + self.offset_us
+
+    def learn(self, server_ms: int, sent_us: int) -> None:
+        """Take the server's time out of the answer to what was sent then, if it was not long under way or the first."""
+        took_us = ticks_us() - sent_us
+        if took_us < TRUSTED_US or not self.is_known:
+            self.offset_us, self.is_known = server_ms * 1000 - (sent_us + took_us // 2), True
+
+    async def ask(self, client: "Redis") -> None:
+        """Learn the server's time before anything is charged by it; where it cannot be asked, ours must do."""
+        sent_us = ticks_us()
+        with suppress(*FAULTS):
+            seconds, micros = await client.time()
+            self.learn(seconds * 1000 + micros // 1000, sent_us)
+
+
+async def keeps_all(client: "Redis") -> bool:
+    """Whether a Redis loses nothing that it has acknowledged; one that does not say is taken not to.
+
+    Raises BadReply where it may evict what was spent.
+    """
+    memory = await client.info("memory")
+    if memory.get("maxmemory", 0) and memory.get("maxmemory_policy") != "noeviction":
+        raise BadReply("Redis may evict counters, and what was spent on them: set its maxmemory-policy noeviction")
+    try:
+        said = await client.config_get("*append*")
+    except ResponseError:
+        return False
+    facts = {text(key): text(value) for key, value in said.items()}
+    return SYNCED.items() <= facts.items() and _stands_alone(await client.info("replication"))
+
+
+def connect(url: str, timeout_ms: int, password: str | None) -> tuple["Redis", "Redis"]:
+    """A client that asks and one that listens; they try nothing twice, as repeating is the keeper's to decide."""
+    timeout_s = timeout_ms / 1000
+
+    def client(answer_s: float | None) -> "Redis":
+        return Redis.from_url(
+            url,
+            password=password,
+            socket_connect_timeout=timeout_s,
+            socket_timeout=answer_s,
+            retry=Retry(NoBackoff(), 0),
+            max_connections=CONNECTIONS_MAX,
+        )
+
+    return client(timeout_s), client(None)
+
+
+def _stands_alone(replication: Mapping[str, Any]) -> bool:
+    """Whether no copy of this Redis could take its place with less than it has acknowledged, and it is none itself."""
+    is_copied = int(replication.get("connected_slaves", 1)) > 0
+    return (
+        replication.get("role") == "master"
+        and not is_copied
+        and not text(replication.get("master_replid2", "")).strip("0")
+    )
+
+
+def ticks_us() -> int:
+    """Microseconds of a clock that only ever goes forward."""
+    return time.monotonic_ns() // 1000
