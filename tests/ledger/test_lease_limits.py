@@ -40,7 +40,7 @@ def used(replicas: tuple[Replica, ...]) -> int:
 def test_what_lay_idle_under_a_larger_limit_is_not_used_again_even_where_redis_forgets(
     redis_client: "redis.Redis[bytes]", clock: Clock, ask: Ask
 ) -> None:
-    replicas = first, second = two(clock, ask, [budget(100)])
+    replicas = first, second = two(clock, ask, [budget(100)], horizon_s=10.0)
     for each in replicas:
         idle(each, ask, 40)
     lowered(replicas, 20)
@@ -87,7 +87,7 @@ def test_what_was_given_under_a_larger_limit_is_not_used_and_goes_back_at_once(c
     answer = ask(first.leases.build(shard, [(route, demand(80))], NOW_S, first.at_s))
     lowered((first, second), 20)
     first.leases.apply(shard, answer, NOW_S)
-    assert counter_of(first).room == 0
+    assert counter_of(first).room <= 0
     assert first.leases.is_pressing(shard, first.at_s)
     step(first, ask)
     assert ready(second, ask, 20) == 20

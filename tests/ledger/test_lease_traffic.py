@@ -15,6 +15,7 @@ from tests.ledger.replicas import (
     demand,
     fetched,
     hold,
+    idle,
     over,
     ready,
     replica,
@@ -223,8 +224,8 @@ def test_some_idle_lease_is_kept_and_much_of_it_is_given_back(clock: Clock, ask:
     fetched(alone, ask, 100)
     target = alone.leases.due(counter_of(alone)).target
     cell, shard = counter_of(alone).cell, alone.leases.shard("acme")
-    for idle, kept in ((3 * target, 3 * target), (5 * target, target)):
-        cell.lease = cell.held + idle
+    for beyond, kept in ((3 * target, 3 * target), (5 * target, target)):
+        cell.lease = cell.held + beyond
         alone.leases.due(counter_of(alone))
         (line,) = told(alone)
         assert line["cells"] == [[NOW_S, 0, 0, 100, 100 + kept]]
@@ -275,6 +276,7 @@ def test_a_lease_that_is_used_without_asking_lies_ready_as_long_as_it_is(clock: 
 def test_what_lies_ready_is_the_largest_request_of_late_and_anew_after_a_pause(clock: Clock, ask: Ask) -> None:
     alone, _ = two(clock, ask, [budget(1_000)], horizon_s=10.0)
     for wanted in (100, 5):
+        alone.leases.due(alone.book.route(SEARCH, NOW_S).counters[0][0])
         step(alone, ask, wanted=wanted)
         assert counter_of(alone).room == 200
     clock.now_ms += 20_000
@@ -295,3 +297,14 @@ def test_what_others_have_is_asked_for_until_they_have_nothing_more(clock: Clock
         clock.now_ms += int(IDLE_S * 1000)
         each.exchange(ask, NOW_S)
     assert (counter_of(second).held_elsewhere, counter_of(second).available) == (0, 100)
+
+
+def test_who_gives_back_what_others_need_takes_again_what_it_needs_itself_where_that_is_all_there(
+    clock: Clock, ask: Ask
+) -> None:
+    first, second = two(clock, ask, [budget(60)], horizon_s=10.0)
+    idle(first, ask, 60)
+    step(second, ask, wanted=60)
+    first.leases.recall([name_of(counter_of(first))])
+    step(first, ask, wanted=50)
+    assert counter_of(first).room == 50

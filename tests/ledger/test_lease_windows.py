@@ -178,3 +178,15 @@ def test_what_lies_idle_in_an_earlier_cell_goes_back(clock: Clock, ask: Ask) -> 
     step(first, ask, NOW_S + 1)
     clock.now_ms += CALM_MS
     assert ready(second, ask, 70, NOW_S + 1) >= 70
+
+
+def test_a_threshold_that_is_told_when_its_window_has_ended_is_not_announced_for_the_next(
+    clock: Clock, ask: Ask
+) -> None:
+    alone = replica(clock, [over("minute")])
+    charge(alone, ask, 90)
+    alone.leases.due(counter_of(alone))
+    shard = alone.leases.shard("acme")
+    answer = ask(alone.leases.build(shard, [], NOW_S, alone.at_s))
+    alone.book.counters(NOW_S + 60)
+    assert alone.leases.apply(shard, answer, NOW_S + 60) == []
