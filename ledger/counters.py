@@ -125,8 +125,12 @@ class Counter:
         self.grants = tuple(grant for grant in self.grants if grant.expires_at_s > now_s)
         limit = self.budget.limit + sum(grant.amount for grant in self.grants)
         if limit < self.limit:
-            # What was leased under a larger limit may not fit any more: the store is asked again.
+            # What was leased under a larger limit may not fit any more. Until the store was asked, nothing is free here
+            # when a hold ends either, as others may have all the rest of that limit.
             self.cell.lease = min(self.cell.lease, self.cell.spent + self.cell.held)
+            if self.tenure is not Tenure.OWN:
+                rest = self.limit - self.spent - self.held - self.spent_elsewhere
+                self.held_elsewhere = max(self.held_elsewhere, rest)
         self.limit = limit
         self._warn_at = _share(self.limit, self.budget.warn_ratio)
         self._critical_at = _share(self.limit, self.budget.critical_ratio)

@@ -306,7 +306,7 @@ class Leases:
             "whole": is_whole,
             "cells": cells,
             "need": need,
-            "want": 0 if is_tight else max(0, used + share.target - lease),
+            "want": 0 if is_tight else max(0, share.target - max(0, lease - used)),
             "tight": is_tight,
             "gen": share.recall,
         }
@@ -333,7 +333,10 @@ class Leases:
             if recalled or is_late:
                 share.is_recalled = True
                 self.due(counter, is_urgent=True)
-            if cell is counter.cell:
+            # Before all have joined the store knows a part of them, and under a larger limit they may have more by now.
+            is_all = is_summed and counter.limit >= told.limit
+            known, found = counter.spent_elsewhere + counter.held_elsewhere, spent_elsewhere + held_elsewhere
+            if cell is counter.cell and (is_all or found > known):
                 counter.spent_elsewhere, counter.held_elsewhere = spent_elsewhere, held_elsewhere
                 counter.stranded = stranded
             if is_summed and (cell is counter.cell or counter.budget.window.kind == "rolling"):

@@ -47,7 +47,7 @@ class Share:
     @property
     def is_low(self) -> bool:
         """Whether half of what should lie ready is used up."""
-        return 2 * self.counter.room < self.target
+        return 2 * max(0, self.counter.room) < self.target
 
     def ask_anew(self) -> None:
         """Forget what was answered to another request."""

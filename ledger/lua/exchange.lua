@@ -71,12 +71,12 @@ for name, value in pairs(state) do
   local kind, replica = string.match(name, '^(%a+)|(.*)$')
   if kind == 'joined' then
     joined = joined + 1
-  elseif kind == 'seen' and (replica == me or now_ms - tonumber(value) < ask.live_ms) then
+  elseif kind == 'seen' and now_ms - tonumber(value) < ask.live_ms then
     members = members + 1
     is_live[replica] = true
   end
 end
-if ask.join and ask.is_last and not state['joined|' .. me] then
+if ask.is_last and not state['joined|' .. me] then
   joined = joined + 1
 end
 if not is_live[me] then
@@ -310,11 +310,11 @@ redis.call('HSET', KEYS[1], 'serial|' .. me, ask.serial, 'seen|' .. me, text(now
 if ask.durable == 0 and not state.forgetful then
   redis.call('HSET', KEYS[1], 'forgetful', '1')
 end
-if ask.join and ask.is_last then
+if ask.is_last then
   redis.call('HSET', KEYS[1], 'joined|' .. me, '1')
 end
 -- Others hear who speaks, what is needed back, and whether an epoch is being joined: they must join it too.
-if ask.join and ask.is_last then
+if ask.is_last then
   redis.call('PUBLISH', ask.channel, cjson.encode({me, published, 'joined'}))
 elseif #published > 0 then
   redis.call('PUBLISH', ask.channel, cjson.encode({me, published}))

@@ -215,3 +215,29 @@ def test_what_a_process_spent_before_it_died_is_told_of_by_the_next_without_a_re
     second.exchange(ask, NOW_S)
     assert counter_of(second).spent_elsewhere == 90
     assert [crossing.band for crossing in crossings] == ["warn"]
+
+
+@pytest.mark.parametrize("forgets", [False, True], ids=["redis remembers", "redis forgets"])
+def test_what_holds_of_a_larger_limit_leave_free_is_not_held_beyond_the_lower_one(
+    redis_client: "redis.Redis[bytes]", clock: Clock, ask: Ask, forgets: bool
+) -> None:
+    """What one knows of the other is from before, and what Redis knows of both is at first a part."""
+    replicas = first, second = two(clock, ask, [budget(100)], horizon_s=10.0)
+    for each in replicas:
+        fetched(each, ask, 40)
+    lowered(replicas, 40)
+    for each in replicas if forgets else (first,):
+        each.book.void(next(iter(each.book.holds)))
+    if forgets:
+        redis_client.flushall()
+        step(second, ask)
+        step(second, ask)
+    for each in replicas:
+        hold(each, 40)
+    assert used(replicas) <= 40
+
+
+def test_after_an_overage_no_more_is_leased_than_is_asked_for(clock: Clock, ask: Ask) -> None:
+    alone = replica(clock, [budget(1_000)])
+    charge(alone, ask, 50, held=10)
+    assert ready(alone, ask, 5) == 5
