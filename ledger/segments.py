@@ -92,6 +92,8 @@ class Cursor:
         self._anchored = False
         self._fd = -1
         self._is_named = False
+        self._is_stored = False
+        self._read_from = 0
         self._chunk = b""
         self._chunk_at = 0
         self._seek_after = after_seq
@@ -109,6 +111,7 @@ class Cursor:
         self._enter(holding[-1] if holding else paths[0])
         while self.seq < self._seek_after and self.take(self._seek_after - self.seq, _BATCH_BYTES):
             pass
+        self._read_from = self.offset
 
     def take(self, records_max: int, bytes_max: int) -> list[Record]:
         """The next records, verified; empty at an end that is still being written. CorruptJournal on damage."""
@@ -139,6 +142,7 @@ class Cursor:
         """A cursor that stands where another one stood."""
         cursor = cls(directory, segment=place.segment, disk=disk)
         _, cursor.offset, cursor.seq, cursor.sha256 = place
+        cursor._read_from = place.offset
         cursor._anchored = place.offset > 0
         return cursor
 
@@ -164,10 +168,14 @@ class Cursor:
         """Makes durable all that has been read, whoever wrote it."""
         if self._fd < 0 or self.segment is None:
             return
+        if not self._is_stored:
+            # An fsync that failed before this file was opened here is not told, and what it left counts as written.
+            store_again(self._disk, self.segment, self._read_from, self.offset)
+            self._is_stored = True
         try:
             self._disk.sync(self._fd)
         except OSError:
-            store_again(self._disk, self.segment, self.offset)
+            self._is_stored = False
             raise
         if not self._is_named:
             # A segment whose name is lost is lost with all that was read of it.
@@ -184,7 +192,8 @@ class Cursor:
         fd = self._disk.open(path)
         self.close()
         self._fd, self.segment, self.offset = fd, path, 0
-        self._is_named = False
+        self._is_named = self._is_stored = False
+        self._read_from = 0
         self.seq = first_seq(path) - 1
         self._chunk, self._chunk_at = b"", 0
 
@@ -345,15 +354,15 @@ class Cursor:
         return CorruptJournal(self.segment, self.offset, self.seq + 1, why)
 
 
-def store_again(disk: Disk, path: Path, size_bytes: int) -> None:
-    """Has the beginning of a segment, which nobody changes any more, written with the next fsync.
+def store_again(disk: Disk, path: Path, from_bytes: int, to_bytes: int) -> None:
+    """Has a part of a segment that nobody changes any more written with the next fsync.
 
     After one that failed, the system takes what it did not write for written, and the next one would not tell.
     """
     fd = disk.open_writable(path)
     try:
         pages = disk.map(fd, disk.size_bytes(fd))
-        pages[0:size_bytes] = pages[0:size_bytes]
+        pages[from_bytes:to_bytes] = pages[from_bytes:to_bytes]
         pages.close()
     finally:
         disk.close(fd)

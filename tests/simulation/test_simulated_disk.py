@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from ledger.disk import SYSTEM, Disk
+from ledger.journal import Journal
+from ledger.segments import Cursor, read
 from tests.simulation.disk import PAGE_BYTES, Machine
 from tests.simulation.faults import Killed
 
@@ -149,3 +151,23 @@ def test_a_full_disk_allocates_nothing() -> None:
     with pytest.raises(OSError) as error:
         disk.allocate(fd, SIZE_BYTES)
     assert (error.value.errno, disk.size_bytes(fd)) == (errno.ENOSPC, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_a_failed_fsync_left_reaches_the_medium_before_who_was_not_told_of_it_ships_it(seed: int) -> None:
+    machine = machine_of(seed)
+    gateway = machine.process("gateway")
+    journal = Journal.open(ROOT / "w", segment_bytes=1 << 20, snapshot=dict, disk=gateway, commits_itself=False)
+    journal.commit()
+    for number in range(50):
+        journal.append("usage", {"number": number, "filling": "x" * 500})
+    for file in machine.files:
+        machine.sync_badly(file)
+        file.errors += 1
+    gateway.die()
+    cursor = Cursor(ROOT / "w", disk=machine.process("ledger"))
+    shipped = cursor.take(100, 1 << 20)
+    assert len(shipped) > 50
+    cursor.sync()
+    machine.evict()
+    assert list(read(ROOT / "w", disk=machine.process("auditor"))) == shipped
