@@ -26,7 +26,7 @@ from gateway.webhooks import Webhooks
 from ledger import recovery
 from ledger.book import Book
 from ledger.client import open_ledger
-from ledger.journal import Journal, JournalFailed
+from ledger.journal import HOLD_BYTES, Journal, JournalFailed, JournalFull
 from ledger.lease_keeper import LeaseKeeper
 from ledger.leases import Leases
 from ledger.segments import replay_from_snapshot, segment_paths
@@ -143,7 +143,7 @@ def governance_of(
     decider = Decider(
         load_engine(bundle_of(loaded)),
         cache_max=config.policy.cache_max,
-        on_new_decision=lambda decision: record_decision(journal, decision),
+        on_new_decision=lambda decision: record_decision(journal, len(opened.book.holds), decision),
     )
     of = Governance(
         book=opened.book,
@@ -176,8 +176,11 @@ async def open_clients(
     return clients
 
 
-def record_decision(journal: Journal, decision: Decision) -> None:
-    """Write the input and the answer of a policy evaluation, so that it can be explained later."""
+def record_decision(journal: Journal, open_holds: int, decision: Decision) -> None:
+    """Write the input and the answer of a policy evaluation, so that it can be explained later.
+
+    JournalFull where the room that is left belongs to the settlements of the holds that are open.
+    """
     obligations = decision.obligations
     record = {
         "decision_id": decision.decision_id,
@@ -188,6 +191,8 @@ def record_decision(journal: Journal, decision: Decision) -> None:
         "obligations": orjson.dumps(obligations).decode(),
         "input": decision.input_json.decode(),
     }
+    if not journal.room_for(open_holds + 2 * len(decision.input_json) // HOLD_BYTES):
+        raise JournalFull(f"{journal.directory}: no room for a decision; free disk space or raise bytes_max")
     journal.append("decision_inputs", record)
 
 

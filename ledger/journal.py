@@ -62,6 +62,7 @@ class Journal:
         self._lock_fd = lock_fd
         self._snapshot = snapshot
         self._snapshot_bytes = HOLD_BYTES
+        self._expected_bytes = 0
         self._reserve = reserve
         self._interval_s = fsync_interval_ms / 1000
         self._disk = disk
@@ -165,10 +166,14 @@ class Journal:
 
     def room_for(self, open_holds: int) -> bool:
         """Whether one more hold can be opened and settled without taking the room of the `open_holds` before it."""
-        room_bytes = self._capacity - self._offset
-        if self._reserve.ready:
-            room_bytes += self._reserve.segment_bytes - 2 * self._snapshot_bytes - HOLD_BYTES
+        room_bytes, snapshot_bytes = self._capacity - self._offset, max(self._snapshot_bytes, self._expected_bytes)
+        if self._reserve.ready and snapshot_bytes <= PAYLOAD_BYTES_MAX:
+            room_bytes += max(0, self._reserve.segment_bytes - 2 * snapshot_bytes - HOLD_BYTES)
         return self.failure is None and room_bytes >= (open_holds + 2) * HOLD_BYTES
+
+    def expect_snapshot(self, size_bytes: int) -> None:
+        """Says how large a snapshot would be now, so that `room_for` counts on no segment that it would not fit into."""
+        self._expected_bytes = size_bytes
 
     def sync(self) -> None:
         """Waits until everything appended so far is on disk; JournalFailed when it cannot be."""
@@ -247,7 +252,8 @@ class Journal:
         size_bytes = HEADER_BYTES + len(payload)
         needed_bytes = size_bytes + HEADER_BYTES + _SEQ_BYTES + len(rest)
         if len(payload) > PAYLOAD_BYTES_MAX or needed_bytes > self._reserve.segment_bytes:
-            raise JournalFull(f"{self.directory}: a snapshot and a record do not fit into one segment; make it larger")
+            why = f"a snapshot of {size_bytes >> 20} MiB and a record do not fit into one segment"
+            raise JournalFull(f"{self.directory}: {why}; make segment_bytes larger, or have fewer counters")
         self._enter(segment_path(self.directory, seq))
         digest = hashlib.sha256(self._tail_sha256 + payload).digest()
         self._snapshot_bytes = len(payload)

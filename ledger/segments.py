@@ -213,15 +213,24 @@ class Cursor:
             return True
         # Rotation may have happened since the last look: only a second look that still ends here means loss.
         self._chunk = b""
-        if self._next_exists() or after in segment_paths(self.directory, self._disk):
+        why = "is missing, but later segments exist"
+        if self._next_exists():
+            try:
+                self._parse()
+            except _Incomplete:
+                # A writer leaves a segment only when all of it is written.
+                why = "is not whole, but later segments exist"
+            else:
+                return True
+        elif after != self.segment and after in segment_paths(self.directory, self._disk):
             return True
-        raise CorruptJournal(self.segment, self.offset, self.seq + 1, "is missing, but later segments exist")
+        raise CorruptJournal(self.segment, self.offset, self.seq + 1, why)
 
     def _has_begun(self, path: Path) -> bool:
-        """Whether a segment has its snapshot: a writer that is killed before takes it away again."""
+        """Whether a segment has its snapshot and the record that made it turn: until then a writer may take it away."""
         ahead = Cursor(self.directory, segment=path, disk=self._disk, follows=False)
         try:
-            return bool(ahead.take(1, 1))
+            return len(ahead.take(2, 2 * PAYLOAD_BYTES_MAX)) > 1
         finally:
             ahead.close()
 

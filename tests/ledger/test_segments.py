@@ -161,3 +161,49 @@ def test_a_cursor_that_does_not_follow_stays_in_its_segment(make_journal):
     assert cursor.take(1 << 20, 1 << 30)[-1].seq == int(second.stem) - 1
     assert (cursor.segment, cursor.take(10, 1 << 20)) == (first, [])
     cursor.close()
+
+
+def _without(content, at, length):
+    return content[:at] + bytes(length) + content[at + length :]
+
+
+DAMAGES = {
+    "a sector": lambda content: _without(content, 50 << 10, 512),
+    "a byte": lambda content: _without(content, content.index(b"x" * 300, 50 << 10) + 10, 1),
+    "the rest": lambda content: content[: 50 << 10],
+    "all of it": lambda content: b"",
+    "all of its bytes": lambda content: bytes(len(content)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("which", [0, 1], ids=["of the first", "of one between"])
+def test_what_is_lost_of_a_segment_that_others_follow_is_damage_and_no_end(make_journal, damage, which):
+    journal = make_journal()
+    while len(segment_paths(journal.directory)) < 3:
+        journal.append("usage", {"pad": "x" * 900})
+    journal.close()
+    path = segment_paths(journal.directory)[which]
+    content = path.read_bytes()
+    assert len(content) > 60 << 10
+    path.write_bytes(DAMAGES[damage](content))
+    with pytest.raises(CorruptJournal, match="later segments exist|damaged|first record|is missing"):
+        for _ in read(journal.directory):
+            pass
+
+
+def test_a_segment_with_a_snapshot_alone_may_be_taken_away_and_is_not_read(make_journal):
+    journal = make_journal()
+    while len(segment_paths(journal.directory)) < 2:
+        journal.append("usage", {"pad": "x" * 900})
+    journal.close()
+    before, last = segment_paths(journal.directory)
+    cursor = Cursor(journal.directory, segment=last)
+    (snapshot,) = cursor.take(1, 1)
+    size_bytes = cursor.offset
+    cursor.close()
+    with last.open("r+b") as file:
+        file.truncate(size_bytes)
+        file.truncate(1 << 17)
+    read_seqs = [record.seq for record in read(journal.directory)]
+    assert read_seqs[-1] == snapshot.seq - 1
