@@ -20,7 +20,7 @@ EXIT_UNAVAILABLE = 3
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the ledger process; 2 for wrong usage, 3 when store or port is taken or the schema is another."""
+    """Runs the ledger process; 2 for wrong usage, 3 when store, port or home cannot be used."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     options = _parser().parse_args(arguments)
     home = options.home.resolve()
@@ -47,6 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_WRONG_USAGE
     except (StoreLocked, StoreAway, SchemaRefused, PortTaken) as error:
         sys.stderr.write(f"bursar ledger: {error}\n")
+        return EXIT_UNAVAILABLE
+    except OSError as error:
+        what = f"{error.filename or home}: {error.strerror or error}"
+        sys.stderr.write(f"bursar ledger: {what}; free space or mend the home, then start again\n")
         return EXIT_UNAVAILABLE
 
 

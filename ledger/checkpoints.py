@@ -64,7 +64,10 @@ class Checkpoint(NamedTuple):
 
 def parse(line: bytes) -> Checkpoint:
     """The checkpoint of a line of JSON; ValueError when it is none."""
-    body = json.loads(line)
+    try:
+        body = json.loads(line)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(body, dict) or body.pop("format", "") != FORMAT:
         raise ValueError(f"not of format {FORMAT}")
     try:

@@ -15,13 +15,14 @@ from ledger.destination import StoreAway
 from ledger.http_session import PASSWORD_ENV, USER_ENV, BadServerUrl, Credentials, HttpSession, server_of
 from ledger.migrations import SchemaRefused, migrate, missing, shipped
 from ledger.store import StoreLocked, StoreUnsupported
-from ledger.warehouse import Warehouse, one_line
+from ledger.warehouse import STRANGE, UNREADABLE, Warehouse, one_line
 
 PASSWORD_FILE = Path("secrets", "clickhouse.password")
 CONNECT_TIMEOUT_S = 10
 ANSWER_TIMEOUT_S = 120
 _SPOKEN = "Code: "
 _HOW = re.compile(r"(?<=\[Errno \d\d\d\] )[\w ]+|(?<=\[Errno \d\d\] )[\w ]+|timed out|Connection aborted|reset by peer")
+_STATUS = re.compile(r"HTTP status \d{3}")
 # Through a Distributed table an insert is done when its shard has it; the shard's replicas know the token themselves.
 _SETTINGS = {"distributed_foreground_insert": 1}
 _ENGINE_OF_USAGE = "SELECT engine FROM system.tables WHERE database = currentDatabase() AND name = 'usage'"
@@ -74,6 +75,8 @@ class ServerStore(Warehouse):
             )
         except ClickHouseError as error:
             raise StoreAway(self._said(error)) from error
+        except UNREADABLE as error:
+            raise StoreAway(STRANGE) from error
         self._clients.append(client)
         return client
 
@@ -90,6 +93,9 @@ class ServerStore(Warehouse):
         said = one_line(error)
         if _SPOKEN in said:
             return f"the ClickHouse server refused: {said[said.index(_SPOKEN) :]}"
+        status = _STATUS.search(said)
+        if status is not None:
+            return f"the ClickHouse server {self.server.host}:{self.server.port} answered {status[0]}: look at its log"
         how = _HOW.search(str(error))
         return f"the ClickHouse server {self.server.host}:{self.server.port} is away: {how[0] if how else 'no answer'}"
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,8 +57,8 @@ class LedgerClient:
 
     def query(self, sql: str, output_format: str = "TabSeparated", **parameters: str) -> bytes:
         """The formatted result of one reading statement; `parameters` fill its `{name:Type}`. QueryFailed."""
-        values = {f"param_{name}": value.translate(_ESCAPES) for name, value in parameters.items()}
-        return self._ask("POST", "/", {"default_format": output_format, **values}, sql.encode())
+        values = {f"param_{name}": _utf8(value.translate(_ESCAPES)) for name, value in parameters.items()}
+        return self._ask("POST", "/", {"default_format": output_format, **values}, _utf8(sql))
 
     def rows(self, sql: str, **parameters: str) -> list[dict[str, Any]]:
         """The result as dictionaries; decimals come as strings, so that nothing is rounded."""
@@ -67,7 +67,7 @@ class LedgerClient:
     def stream(self, sql: str, output_format: str, **settings: str) -> Iterator[bytes]:
         """The formatted result piece by piece, however large it is. QueryFailed, also when it fails in the middle."""
         target = f"/?{urlencode({'default_format': output_format, **settings})}"
-        with self._opened("POST", target, sql.encode(), self._timeout_s) as response:
+        with self._opened("POST", target, _utf8(sql), self._timeout_s) as response:
             if response.status != http.client.OK:
                 raise QueryFailed(_in_a_line(response.read()))
             begin = f"\r\n__exception__\r\n{response.getheader('X-ClickHouse-Exception-Tag')}\r\n".encode()
@@ -93,7 +93,7 @@ class LedgerClient:
         except LedgerUnavailable:
             return False
 
-    def _ask(self, method: str, path: str, parameters: dict[str, str], body: bytes) -> bytes:
+    def _ask(self, method: str, path: str, parameters: Mapping[str, str | bytes], body: bytes) -> bytes:
         status, answer = self._exchange(method, f"{path}?{urlencode(parameters)}", body, self._timeout_s)
         if status != http.client.OK:
             raise QueryFailed(_in_a_line(answer))
@@ -115,6 +115,14 @@ class LedgerClient:
             raise LedgerUnavailable(f"no ledger process answers on {host}:{port}: {said}") from error
         finally:
             connection.close()
+
+
+def _utf8(text: str) -> bytes:
+    """The bytes of what is asked; QueryFailed where a command line had bytes that stand for no character."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise QueryFailed(f"what is asked is no text in UTF-8 from its character {error.start + 1} on") from None
 
 
 def _in_a_line(answer: bytes) -> str:

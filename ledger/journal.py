@@ -14,7 +14,7 @@ import orjson
 from domain.ids import uuid7
 from ledger.disk import SYSTEM, Disk, Pages
 from ledger.journal_errors import JournalError, JournalFailed, JournalFull, JournalLocked
-from ledger.records import HEADER, HEADER_BYTES, PAYLOAD_BYTES_MAX, SNAPSHOT, CorruptJournal
+from ledger.records import HEADER, HEADER_BYTES, PAYLOAD_BYTES_MAX, SNAPSHOT, CorruptJournal, plain
 from ledger.reserve import Reserve
 from ledger.segments import segment_path
 from ledger.tail import find_tail
@@ -146,7 +146,7 @@ class Journal:
             body = {"event_id": uuid7(), **body}
         if "ts_us" not in body:
             body = {"ts_us": self._now_us(), **body}
-        rest = head + orjson.dumps(body, default=_plain)[1:]
+        rest = head + orjson.dumps(body, default=plain)[1:]
         if members:
             rest = b"%b,%b}" % (rest[:-1], members)
         size_bytes = HEADER_BYTES + _SEQ_BYTES + len(rest)
@@ -172,7 +172,7 @@ class Journal:
         return self.failure is None and room_bytes >= (open_holds + 2) * HOLD_BYTES
 
     def expect_snapshot(self, size_bytes: int) -> None:
-        """Says how large a snapshot would be now, so that `room_for` counts on no segment that it would not fit into."""
+        """Says how large a snapshot would be now: `room_for` counts on no segment that it would not fit into."""
         self._expected_bytes = size_bytes
 
     def sync(self) -> None:
@@ -246,7 +246,7 @@ class Journal:
         """
         now_us = self._now_us()
         envelope = {"previous_sha256": self._tail_sha256.hex(), "event_id": uuid7(now_us // 1000), "ts_us": now_us}
-        head = self._head(SNAPSHOT) + orjson.dumps(envelope | self._snapshot(), default=_plain)[1:]
+        head = self._head(SNAPSHOT) + orjson.dumps(envelope | self._snapshot(), default=plain)[1:]
         seq = self.tail_seq + 1
         payload = b'{"seq":%d%b' % (seq, head)
         size_bytes = HEADER_BYTES + len(payload)
@@ -397,10 +397,3 @@ class Journal:
             self.fsyncs_total += 1
             self._synced_seq = seq
             self._synced.notify_all()
-
-
-def _plain(value: object) -> list[object]:
-    """Named tuples, such as charges, as the arrays that they are in the ledger."""
-    if isinstance(value, tuple):
-        return list(value)
-    raise TypeError(f"a record cannot hold a {type(value).__name__}")

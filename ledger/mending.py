@@ -64,13 +64,13 @@ def _fill(
     insert: Callable[[Table, Batch], None],
 ) -> int:
     """Inserts what the journal has of a gap; how many records."""
-    records = _lacking(destination, directory, disk, table, gap)
+    records = lacking(destination, directory, disk, table, gap)
     if records:
         insert(table, Batch(directory.name, tuple(records)))
     return len(records)
 
 
-def _lacking(destination: Destination, directory: Path, disk: Disk, table: Table, gap: Gap) -> list[Record]:
+def lacking(destination: Destination, directory: Path, disk: Disk, table: Table, gap: Gap) -> list[Record]:
     """The records of a gap that the journal has and the table has not."""
     present = destination.present(table, directory.name, gap)
     return [

@@ -24,7 +24,7 @@ from ledger.checkpoints import (
 from ledger.destination import StoreAway
 from ledger.exports import Exporter
 from ledger.merkle import BLOCK_LEAVES, Tree
-from ledger.signing import KeyRefused, Signer, is_signed, key_id_of, public_key_in
+from ledger.signing import BEFORE_ENV, Signer, is_signed
 
 CLOSE_S = 5.0
 
@@ -113,14 +113,14 @@ class Notary:
         if self._signer is None or writer in self._condemned:
             return
         try:
-            chronicle = self._chronicles.get(writer) or self._open(writer)
+            chronicle = self._chronicles.get(writer) or self._open(writer, self._signer)
             self._chronicles[writer] = chronicle
             work(chronicle)
             self._alarms.pop(writer, None)
         except HistoryChanged as error:
             self._condemned.add(writer)
             self._alarm(writer, str(error))
-        except (OSError, StoreAway, LeavesMissing, CheckpointsDamaged, KeyRefused) as error:
+        except (OSError, StoreAway, LeavesMissing, CheckpointsDamaged) as error:
             self._alarm(writer, str(error))
 
     def _alarm(self, writer: str, why: str) -> None:
@@ -129,7 +129,7 @@ class Notary:
             _log.error("no checkpoint is signed for %s: %s", writer, why)
         self._alarms[writer] = why
 
-    def _open(self, writer: str) -> _Chronicle:
+    def _open(self, writer: str, signer: Signer) -> _Chronicle:
         """The tree as its last checkpoint was signed for; LeavesMissing while the store lacks some of its records."""
         log = CheckpointLog(self._folder / f"{writer}.jsonl")
         blocks = BlockFile(self._folder / f"{writer}.tree")
@@ -137,7 +137,7 @@ class Notary:
         if not checkpoints:
             return _Chronicle(writer, log, blocks, Tree())
         last = checkpoints[-1]
-        self._check_signature(last, log.path)
+        self._check_signature(last, log.path, signer)
         newest = self._leaves.newest(writer)
         if newest < last.size:
             raise LeavesMissing(f"the store has {newest} records, but {last.size} were signed at {_time(last)}")
@@ -147,6 +147,10 @@ class Notary:
         self._signed[writer] = last.size
         for exporter in self._exporters:
             exporter.offer(last)
+        if last.key_id != signer.key_id:
+            # The same records, so that the key before need not be named again and an auditor can compare the two.
+            chronicle.signed = 0
+            self._sign(chronicle)
         return chronicle
 
     def _rebuilt(self, writer: str, log: CheckpointLog, blocks: BlockFile, last: Checkpoint) -> _Chronicle:
@@ -178,10 +182,20 @@ class Notary:
         is_same = chronicle.tree.root().hex() == last.root and chronicle.last_sha256.hex() == last.last_sha256
         return chronicle if is_same else None
 
-    def _check_signature(self, checkpoint: Checkpoint, path: Path) -> None:
-        """HistoryChanged unless the last checkpoint is signed, by this key or by an earlier one that lies beside it."""
-        public = public_key_in(self._folder / f"{checkpoint.key_id}.pub")
-        if key_id_of(public) != checkpoint.key_id or not is_signed(checkpoint.message(), checkpoint.signature, public):
+    @staticmethod
+    def _check_signature(checkpoint: Checkpoint, path: Path, signer: Signer) -> None:
+        """HistoryChanged unless the last checkpoint is signed by this key, or one that it was told to take over from.
+
+        A public key that lies in the home says nothing: whoever put the checkpoint there can put it there too.
+        """
+        public = signer.trusted.get(checkpoint.key_id)
+        if public is None:
+            raise HistoryChanged(
+                f"{path}: the last checkpoint is signed by key {checkpoint.key_id}, not by {signer.key_id}: if you "
+                f"changed the key, start once with {BEFORE_ENV} naming your copy of the public key before it; if not, "
+                f"someone put the file there: get it back from where checkpoints are exported"
+            )
+        if not is_signed(checkpoint.message(), checkpoint.signature, public):
             raise HistoryChanged(f"{path}: the last checkpoint is not signed by key {checkpoint.key_id}")
 
     def _take(self, chronicle: _Chronicle, batch: Batch) -> None:

@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,9 +62,10 @@ class LedgerProcess:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         token = read_or_make_token(self.token_file)
         signer = self._signer()
-        _use_temporary_directory(self.home / "tmp")
         _leave_files(self.home / "run" / "nowhere")
         store = open_store(self.url, self.home)
+        # Only now, for until it is known that no other process has the store these may be the files of that one.
+        _use_temporary_directory(self.home / "tmp")
         exporters = [] if signer is None else exporters_of(self.checkpoint_targets, signer, self.checkpoint_token)
         notary = Notary(self.home / "checkpoints", signer, Leaves(store.select), exporters)
         shipper = Shipper(self.home / "journal", store, retention_s=self.retention_s, sealed=notary.sealed)
@@ -106,16 +108,29 @@ class LedgerProcess:
 
 
 def read_or_make_token(path: Path) -> str:
-    """The token in the file, which is made, readable by its owner alone, when it does not exist."""
+    """The token in the file, which is made, readable by its owner alone, when there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.read_text(encoding="utf-8").strip():
+        # Left by a full disk, for nobody can be let in with it.
+        path.unlink()
+    if not path.exists():
+        _make_token(path)
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _make_token(path: Path) -> None:
+    """Makes a token, whole or not at all, unless another process has made one meanwhile."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text(encoding="utf-8").strip()
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        token = secrets.token_urlsafe(_TOKEN_BYTES)
-        file.write(token)
-    return token
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(secrets.token_urlsafe(_TOKEN_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink()
 
 
 def write_port_file(path: Path, host: str, port: int) -> None:
@@ -143,7 +158,8 @@ def _use_temporary_directory(path: Path) -> None:
     """Keeps the files through which inserts travel inside the home, and clears those that a kill left."""
     path.mkdir(parents=True, exist_ok=True)
     for left in path.iterdir():
-        left.unlink()
+        if left.is_file() or left.is_symlink():
+            left.unlink()
     tempfile.tempdir = str(path)
 
 

@@ -57,3 +57,10 @@ def envelope(payload: bytes) -> tuple[int, str]:
     comma = payload.index(b",", _SEQ_AT)
     kind_at = comma + _KIND_AT
     return int(payload[_SEQ_AT:comma]), payload[kind_at : payload.index(b'"', kind_at)].decode()
+
+
+def plain(value: object) -> list[object]:
+    """Named tuples, such as charges, as the arrays that they are in the ledger."""
+    if isinstance(value, tuple):
+        return list(value)
+    raise TypeError(f"a record cannot hold a {type(value).__name__}")

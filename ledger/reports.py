@@ -167,6 +167,6 @@ def moment(text: str, now: datetime) -> datetime:
         if ago is not None:
             return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         start = datetime.fromisoformat(text)
+        return start.astimezone(UTC) if start.tzinfo is not None else start.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise BadReport(f"cannot read the time {text!r}: write 24h, 7d or a date such as 2026-01-31") from None
-    return start.astimezone(UTC) if start.tzinfo is not None else start.replace(tzinfo=UTC)

@@ -50,20 +50,21 @@ def mend(engine: Engine, writer: str) -> int:
     """
     mended = 0
     for level in LEVELS:
-        for (month,) in engine.select(_UNEQUAL_MONTHS[level.table]):
+        for (month,) in engine.select(_UNEQUAL_MONTHS[level.table], writer=writer):
             for (day,) in engine.select(_UNEQUAL_DAYS[level.table], writer=writer, month=month):
                 engine.execute(_DIFFERENCE[level.table], writer=writer, day=str(day))
                 mended += 1
     return mended
 
 
-# The engine keeps the row count of each partition, so this reads nothing of the base table.
+# One writer's surplus must not make up for what another lacks, so this reads the column of writers.
 def _unequal_months(level: Level) -> str:
     count = "toInt64(count())" if level.rows == "1" else f"sum({level.rows})"
+    where = "WHERE writer = {writer:String} GROUP BY partition"
     return (
         f"SELECT partition FROM (SELECT _partition_id AS partition, {count} AS more FROM {level.source} "  # noqa: S608 constants of this file, here and below
-        f"GROUP BY partition UNION ALL SELECT _partition_id AS partition, -sum(rows) AS more FROM {level.table} "
-        "GROUP BY partition) GROUP BY partition HAVING sum(more) != 0 ORDER BY partition"
+        f"{where} UNION ALL SELECT _partition_id AS partition, -sum(rows) AS more FROM {level.table} "
+        f"{where}) GROUP BY partition HAVING sum(more) != 0 ORDER BY partition"
     )
 
 

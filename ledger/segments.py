@@ -7,7 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from ledger.disk import SECTOR_BYTES, SYSTEM, Disk
+from ledger.disk import SECTOR_BYTES, SYSTEM, Disk, store_again
 from ledger.records import (
     GENESIS_SHA256,
     HEADER,
@@ -361,20 +361,6 @@ class Cursor:
     def _damage(self, why: str) -> CorruptJournal:
         assert self.segment is not None
         return CorruptJournal(self.segment, self.offset, self.seq + 1, why)
-
-
-def store_again(disk: Disk, path: Path, from_bytes: int, to_bytes: int) -> None:
-    """Has a part of a segment that nobody changes any more written with the next fsync.
-
-    After one that failed, the system takes what it did not write for written, and the next one would not tell.
-    """
-    fd = disk.open_writable(path)
-    try:
-        pages = disk.map(fd, disk.size_bytes(fd))
-        pages[from_bytes:to_bytes] = pages[from_bytes:to_bytes]
-        pages.close()
-    finally:
-        disk.close(fd)
 
 
 def read(directory: Path, after_seq: int = 0, disk: Disk = SYSTEM) -> Iterator[Record]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +17,10 @@ from domain.ids import uuid7
 from ledger.batch import Batch, lines, token_of
 from ledger.destination import Destination, InsertFailed, StoreAway
 from ledger.disk import SYSTEM, Disk
-from ledger.mending import mend
-from ledger.records import CorruptJournal
+from ledger.mending import lacking, mend
+from ledger.records import HEADER_BYTES, CorruptJournal
 from ledger.segments import Cursor, Place, first_seq, segment_paths
-from ledger.tables import EVENTS, IN_ORDER, Table
+from ledger.tables import BY_KIND, EVENTS, IN_ORDER, Table
 
 BATCH_ROWS_MAX = 50_000
 BATCH_BYTES_MAX = 64 << 20
@@ -46,6 +46,7 @@ class _Route:
     watermarks: dict[str, int] = field(default_factory=dict)
     pending: list[Batch] = field(default_factory=list)
     shipped_place: Place | None = None
+    head: tuple[Path, bytes] | None = None
     stalled: str = ""
     failures: int = 0
     retry_at_s: float = 0.0
@@ -144,7 +145,9 @@ class Shipper:
         with self._rounds:
             self._rounds_begun += 1
             this_round = self._rounds_begun
-        for directory in self._directories():
+        directories = self._directories()
+        self._forget_others({directory.name for directory in directories})
+        for directory in directories:
             route = self._routes.setdefault(directory.name, _Route(directory))
             if self._monotonic() >= route.retry_at_s:
                 self._ship_route(route)
@@ -152,18 +155,31 @@ class Shipper:
             self._rounds_done = this_round
             self._rounds.notify_all()
 
+    def _forget_others(self, writers: set[str]) -> None:
+        """A writer whose journal was moved away keeps nobody waiting."""
+        for name in self._routes.keys() - writers:
+            self._close(self._routes.pop(name))
+
     def _directories(self) -> list[Path]:
         return self._disk.directories(self._journals)
 
     def _ship_route(self, route: _Route) -> None:
         try:
+            if not route.pending and route.head is not None and self._head(route.head[0]) != route.head:
+                # The journal has been replaced, and what is read on would be of the file that is gone.
+                self._close(route)
+                route.shipped_place = None
             if route.cursor is None:
                 self._open(route)
             while self._ship_batch(route):
                 pass
+            self._remember_head(route)
             self._retire(route)
-        except (CorruptJournal, JournalReplaced, InsertFailed, StoreAway, OSError) as error:
+        except (CorruptJournal, JournalReplaced, InsertFailed, StoreAway) as error:
             self._stall(route, str(error))
+        except OSError as error:
+            path = error.filename or route.directory
+            self._stall(route, f"{path}: {error.strerror or error}; free space there or mend the disk")
         else:
             route.stalled, route.failures = "", 0
 
@@ -175,9 +191,30 @@ class Shipper:
         wait_s = min(RETRY_S_MIN * 2**route.failures, RETRY_S_MAX)
         route.failures = min(route.failures + 1, _FAILURES_MAX)
         route.retry_at_s = self._monotonic() + wait_s * (0.5 + self._chance() / 2)
-        if not route.pending and route.cursor is not None:
+        if not route.pending:
+            self._close(route)
+
+    def _close(self, route: _Route) -> None:
+        """Has a route opened anew when it is next shipped."""
+        if route.cursor is not None:
             route.cursor.close()
-            route.cursor = None
+        route.cursor = route.head = None
+
+    def _head(self, segment: Path) -> tuple[Path, bytes]:
+        """What a segment begins with, its first record's hash included: no other file begins so."""
+        try:
+            fd = self._disk.open(segment)
+        except FileNotFoundError:
+            return segment, b""
+        try:
+            return segment, self._disk.read(fd, HEADER_BYTES, 0)
+        finally:
+            self._disk.close(fd)
+
+    def _remember_head(self, route: _Route) -> None:
+        place = route.shipped_place
+        if place is not None and place.offset > 0 and (route.head is None or route.head[0] != place.segment):
+            route.head = self._head(place.segment)
 
     def _open(self, route: _Route) -> None:
         """Stands the cursor where the store ends, after seeing that store and journal tell the same story."""
@@ -190,14 +227,14 @@ class Shipper:
         cursor = Cursor(route.directory, after, disk=self._disk)
         paths = segment_paths(route.directory, self._disk)
         kept_from = first_seq(paths[0]) if cursor.segment is not None else after + 1
-        if after and (cursor.segment is None or cursor.seq != after or kept_from > after + 1):
+        if after and (cursor.segment is None or cursor.seq < after):
             cursor.close()
             raise JournalReplaced(f"the store has {after} records, the journal does not join on to them: {_ADVICE}")
         if after >= kept_from and self._store.sha256_at(writer, after) != cursor.sha256.hex():
             cursor.close()
             raise JournalReplaced(f"record {after} is not the one that the store has: {_ADVICE}")
         if kept_from > after + 1:
-            _log.warning("the journal %s begins at record %d: those before are not in this store", writer, kept_from)
+            _log.warning(_LACKS, after + 1, kept_from - 1, writer)
         route.cursor, route.shipped_place = cursor, cursor.place()
         if not route.is_mended:
             self._mend(route)
@@ -262,16 +299,33 @@ class Shipper:
 
     def _retire(self, route: _Route) -> None:
         """Deletes segments that are old, in the store, and not needed by the writer to start from."""
-        shipped_seq = route.watermarks[EVENTS.name]
-        for path, following in pairwise(segment_paths(route.directory, self._disk)):
-            age_s = self._now() - self._disk.status(path).modified_s
-            if first_seq(following) > shipped_seq or age_s < self._retention_s:
-                return
+        going = list(takewhile(partial(self._may_go, route), pairwise(segment_paths(route.directory, self._disk))))
+        if going and self._is_lost(route, first_seq(going[-1][1]) - 1):
+            _log.error("the store has lost records of %s that it had: no segment goes", route.directory.name)
+            self._close(route)
+            route.is_mended = False
+            return
+        for path, _ in going:
             self._disk.unlink(path)
             # One by one also on the medium: a power loss must not bring an older one back and leave a hole behind it.
             self._disk.sync_directory(route.directory)
 
+    def _may_go(self, route: _Route, pair: tuple[Path, Path]) -> bool:
+        """Whether the first of two segments has been shipped and is old."""
+        path, following = pair
+        age_s = self._now() - self._disk.status(path).modified_s
+        return first_seq(following) <= route.watermarks[EVENTS.name] and age_s >= self._retention_s
 
+    def _is_lost(self, route: _Route, last_seq: int) -> bool:
+        """Whether the store, asked again, lacks records that the journal has; one may have put an older copy back."""
+        return any(
+            gap.missing > 0 and lacking(self._store, route.directory, self._disk, table, gap)
+            for table in (EVENTS, *BY_KIND.values())
+            for gap in self._store.gaps(table, route.directory.name, last_seq)
+        )
+
+
+_LACKS = "the store lacks records %d to %d of %s, which the journal has no more: restore a newer copy of it"
 _ADVICE = "put the journal back, or start the gateway under another writer name"
 
 

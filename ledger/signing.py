@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 KEY_ENV = "BURSAR_SIGNING_KEY"
+BEFORE_ENV = "BURSAR_SIGNING_KEY_BEFORE"
 KEY_FILE = Path("secrets", "signing.key")
 _KEY_BYTES_MAX = 1 << 16
 _KEY_ID_CHARS = 16
@@ -32,10 +33,12 @@ class KeyAway(KeyRefused):
 class Signer:
     """Signs with one private key; `key_id` names it and `public_pem` is what others verify with."""
 
-    def __init__(self, private: Ed25519PrivateKey) -> None:
+    def __init__(self, private: Ed25519PrivateKey, before: Sequence[Ed25519PublicKey] = ()) -> None:
+        """`before` are the public keys that it takes over from: what they signed it goes on from."""
         self._private = private
         public = private.public_key()
         self.key_id = key_id_of(public)
+        self.trusted = {key_id_of(each): each for each in (*before, public)}
         self.public_pem = public.public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
@@ -48,17 +51,20 @@ class Signer:
 def signer_of(home: Path, environ: Mapping[str, str] = os.environ) -> Signer:
     """The signer with the key that BURSAR_SIGNING_KEY names, or else the home's own, made at first use.
 
-    KeyRefused; KeyAway where there was a key before, because to make another would hide that it is gone.
+    BURSAR_SIGNING_KEY_BEFORE names the public key that it takes over from, where the key is changed: outside of the
+    home, because whoever can write the home could put any key there. KeyRefused; KeyAway where there was a key before,
+    because to make another would hide that it is gone.
     """
-    named = environ.get(KEY_ENV, "")
+    named, before = environ.get(KEY_ENV, ""), environ.get(BEFORE_ENV, "")
+    earlier = [public_key_in(Path(before))] if before else []
     if named:
-        return Signer(_load(Path(named)))
+        return Signer(_load(Path(named)), earlier)
     path = home / KEY_FILE
     if not path.exists():
         if any((home / "checkpoints").glob("*.pub")):
             raise KeyAway(f"the key that signed this home's checkpoints is not here: name it in {KEY_ENV}, or {path}")
         _make(path)
-    return Signer(_load(path))
+    return Signer(_load(path), earlier)
 
 
 def public_key_in(path: Path) -> Ed25519PublicKey:

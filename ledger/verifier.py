@@ -364,17 +364,20 @@ def verified_journal(
     directory: Path,
     checkpoints: Sequence[dict[str, Any]] = (),
     *,
+    older: Sequence[dict[str, Any]] = (),
     begins_at: int = 1,
     blocks: Sequence[bytes] = (),
     seen: Callable[[Record], None] = lambda record: None,
 ) -> Report:
     """Reads a whole journal against checkpoints whose signatures were checked; Failed at the first contradiction.
 
-    `blocks` are hashes of 256 leaves each: with those of the records that are gone, roots can be computed.
+    `blocks` are hashes of 256 leaves each: with those of the records that are gone, roots can be computed. What is
+    signed of records that are gone says nothing of those that are kept: such a checkpoint fails, unless it is one of
+    `older` and another one holds what is kept.
     """
-    report = Report(checkpoints=len(checkpoints))
+    report = Report(checkpoints=len(checkpoints) + len(older))
     by_size: dict[int, list[dict[str, Any]]] = {}
-    for checkpoint in checkpoints:
+    for checkpoint in (*checkpoints, *older):
         by_size.setdefault(checkpoint["size"], []).append(checkpoint)
     tree = None
     for record in records(directory, begins_at, report.notes):
@@ -382,6 +385,7 @@ def verified_journal(
             report.first_seq = record.seq
             gone = -(-(record.seq - 1) // _BLOCK_LEAVES)
             tree = _Tree(blocks[:gone]) if len(blocks) >= gone else None
+            _compare_before(record, by_size, tree, report)
         if tree is not None and record.seq > tree.size:
             tree.add(_leaf(record.sha256))
         if record.kind == "usage":
@@ -395,7 +399,34 @@ def verified_journal(
         report.last_sha256 = record.sha256.hex()
     if by_size and max(by_size) > report.last_seq:
         raise Failed(f"the journal ends at record {report.last_seq}, a checkpoint was signed at {max(by_size)}")
+    _check_beginning(checkpoints, older, report)
     return report
+
+
+def _compare_before(
+    first: Record, by_size: dict[int, list[dict[str, Any]]], tree: _Tree | None, report: Report
+) -> None:
+    """Holds the record that the first one kept says it follows to what was signed up to there."""
+    if first.seq > 1:
+        sha256 = bytes.fromhex(json.loads(first.payload)["previous_sha256"])
+        for checkpoint in by_size.get(first.seq - 1, ()):
+            _compare(checkpoint, Record(first.seq - 1, "", b"", sha256), tree, report)
+
+
+def _check_beginning(checkpoints: Sequence[dict[str, Any]], older: Sequence[dict[str, Any]], report: Report) -> None:
+    """Failed where what is kept begins behind all that was signed, or behind a checkpoint that nothing ties to it."""
+    first = report.first_seq
+    if report.checkpoints and not report.checkpoint_seq:
+        raise Failed(f"all that was signed is before record {first}, the first one kept: nothing proves what is here")
+    for checkpoint in checkpoints:
+        if checkpoint["size"] < first - 1:
+            raise Failed(
+                f"the checkpoint at {checkpoint['size']} stands before record {first}, the first one kept: prove with "
+                f"`bursar ledger consistency` that a later one continues it, and give the later one here"
+            )
+    passed_over = sum(checkpoint["size"] < first - 1 for checkpoint in older)
+    if passed_over:
+        report.notes.append(f"checkpoints of records that are not here, so not compared with any: {passed_over}")
 
 
 def _compare(checkpoint: dict[str, Any], record: Record, tree: _Tree | None, report: Report) -> None:
@@ -421,13 +452,20 @@ def verified_proof(proof: dict[str, Any], public_key: bytes) -> str:
         if envelope is None or int(envelope[1]) != seq:
             raise Failed("the record is another than the one that the proof is for")
         what = f"record {seq}, event {json.loads(payload)['event_id']},"
-        sha256 = hashlib.sha256(bytes.fromhex(proof["previous_sha256"]) + payload).digest()
+        sha256 = hashlib.sha256(_hash_in(proof, "previous_sha256") + payload).digest()
     else:
-        sha256 = bytes.fromhex(proof["sha256"])
+        sha256 = _hash_in(proof, "sha256")
     path = split_hashes(base64.b64decode(proof["path"]))
     if root_from_path(_leaf(sha256), seq - 1, checkpoint["size"], path).hex() != checkpoint["root"]:
         raise Failed("the record is not in the tree that was signed")
     return f"{what} of SHA-256 {sha256.hex()} is among the {checkpoint['size']} signed of {checkpoint['writer']}"
+
+
+def _hash_in(proof: dict[str, Any], name: str) -> bytes:
+    found = bytes.fromhex(proof[name])
+    if len(found) != _HASH_BYTES:
+        raise Failed(f"{name} of the proof has {len(found)} bytes, not {_HASH_BYTES}")
+    return found
 
 
 def verified_consistency(old: dict[str, Any], new: dict[str, Any], proof: dict[str, Any]) -> str:
@@ -492,6 +530,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _printable(text: str) -> str:
+    """The text without what would steer a terminal, for names in a journal are not the auditor's."""
+    return "".join(each if each.isprintable() or each == "\n" else "?" for each in text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Verifies what the arguments name and returns the exit code."""
     parser = _parser()
@@ -499,11 +542,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if getattr(options, "checkpoint", None) is not None and options.key is None:
         parser.error("--checkpoint needs --key")
     try:
-        sys.stdout.write(f"{options.run(options)}\n")
+        sys.stdout.write(f"{_printable(options.run(options))}\n")
     except Failed as failed:
-        sys.stderr.write(f"NOT PROVED: {failed}\n")
+        sys.stderr.write(f"NOT PROVED: {_printable(str(failed))}\n")
         return 1
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         sys.stderr.write(f"NOT PROVED: what was given cannot be read: {error!r}\n")
         return 1
     except OSError as error:

@@ -1,5 +1,8 @@
 """The warehouse: the ledger's tables behind one ClickHouse connection, whatever engine is at the other end of it."""
 
+import struct
+import tempfile
+
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
@@ -23,6 +26,9 @@ _INSERT_SETTINGS = {
 _HIGHEST_SEQ = "SELECT '{0}', max(seq) FROM {0} WHERE writer = {{writer:String}}"
 _ROW_COUNT = "SELECT '{0}', count() FROM {0}"
 _SHA256_AT = "SELECT sha256 FROM events WHERE writer = {writer:String} AND seq = {seq:UInt64} LIMIT 1"
+STRANGE = "what answers in the store's place is no ClickHouse server: look for a proxy or another server there"
+# What the client raises of an answer with status 200 that is none of ClickHouse's.
+UNREADABLE = (LookupError, ValueError, OverflowError, struct.error)
 _TOO_MANY_PARTS = 252
 _MESSAGE_CHARACTERS_MAX = 500
 
@@ -49,24 +55,34 @@ class Warehouse:
             return [tuple(row) for row in self._client.query(sql, parameters=parameters).result_rows]
         except ClickHouseError as error:
             raise StoreAway(self._said(error)) from error
+        except UNREADABLE as error:
+            raise StoreAway(STRANGE) from error
 
     def insert(self, table: Table, rows: bytes, token: str) -> None:
         """Inserts JSON lines, whole or not at all; the same token never inserts twice. InsertFailed."""
         # The comment is by what an insert that was left running is found on a server.
         settings = {**_INSERT_SETTINGS, "insert_deduplication_token": token, "log_comment": token}
         try:
-            self._client.raw_insert(table.name, table.columns, rows, settings=settings, fmt="JSONEachRow")
+            done = self._client.raw_insert(table.name, table.columns, rows, settings=settings, fmt="JSONEachRow")
         except ClickHouseError as error:
             raise InsertFailed(self._said(error), spans_partitions=code_of(error) == _TOO_MANY_PARTS) from error
+        except OSError as error:
+            # The rows travel to an engine in this process through a file.
+            raise InsertFailed(f"{tempfile.gettempdir()}: {error.strerror or error}; free space there") from error
+        if "written_rows" not in done.summary:
+            raise InsertFailed(STRANGE)
 
     def _said(self, error: ClickHouseError) -> str:
         """What went wrong, in one line."""
         return one_line(error)
 
     def watermarks(self, writer: str) -> dict[str, int]:
-        """For each table the highest seq it has of a writer, 0 when none."""
+        """For each table the highest seq it has of a writer, 0 when none. StoreAway."""
         union = " UNION ALL ".join(_HIGHEST_SEQ.format(table.name) for table in IN_ORDER)
-        return {str(name): int(str(seq)) for name, seq in self.select(union, writer=writer)}
+        found = {str(name): int(str(seq)) for name, seq in self.select(union, writer=writer)}
+        if len(found) < len(IN_ORDER):
+            raise StoreAway(STRANGE)
+        return found
 
     def sha256_at(self, writer: str, seq: int) -> str | None:
         """The hash, in hexadecimal, of an event already in the store."""

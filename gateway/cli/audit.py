@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from contextlib import nullcontext
 from itertools import chain
@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
-from gateway.cli.output import complain, console, print_json
+from gateway.cli.output import complain, console, print_json, printable
 from gateway.cli.store import ledger_url
 from gateway.home import Home
 from ledger.checkpoints import BlockFile, Checkpoint, CheckpointLog, CheckpointsDamaged, Leaves, LeavesMissing, parse
 from ledger.client import LedgerClient, QueryFailed, open_ledger
 from ledger.exports import FolderTarget
-from ledger.merkle import BLOCK_LEAVES, folded, leaf_hash
+from ledger.merkle import BLOCK_LEAVES, Tree
 from ledger.proofs import NotProvable, Prover, newest_checkpoint
 from ledger.segments import first_seq, segment_paths
 from ledger.signing import is_signed, key_id_of, public_key_in
@@ -67,9 +67,11 @@ def verify(
         print_json({"verified": {name: each.as_json() for name, each in reports.items()}, "failed": failures})
     else:
         for name, report in reports.items():
-            console().print(f"{name}:", *report.lines(), sep="\n  ", markup=False, soft_wrap=True)
+            console().print(f"{name}:", *map(printable, report.lines()), sep="\n  ", markup=False, soft_wrap=True)
     for name, why in failures.items():
         complain(f"{name} is NOT PROVED: {why}")
+    if not failures and not reports:
+        complain(f"there is no journal and nothing signed in {at_home.path}")
     if failures or not reports:
         raise typer.Exit(1)
 
@@ -136,18 +138,20 @@ def _verified(
     paths = segment_paths(directory)
     if not paths:
         raise Failed(f"{directory} holds no journal segment")
-    checkpoints = CheckpointLog(home.checkpoints / f"{writer}.jsonl").read()
-    checkpoints += [each for each in exported if each.writer == writer]
-    _check_signatures(checkpoints, home, keys)
+    own = CheckpointLog(home.checkpoints / f"{writer}.jsonl").read()
+    given = [each for each in exported if each.writer == writer]
+    _check_signatures([*own, *given], home, keys)
     first = first_seq(paths[0])
     gone = -(-(first - 1) // BLOCK_LEAVES)
     blocks = BlockFile(home.checkpoints / f"{writer}.tree").read(0, gone)
-    held = [each.as_json() for each in checkpoints]
+    # The tree file is no evidence: what is signed of records that are kept has to confirm it.
     begins_at = first if len(blocks) == gone else 1
+    own_json, given_json = ([each.as_json() for each in checkpoints] for checkpoints in (own, given))
     if client is None:
-        return verified_journal(directory, held, begins_at=begins_at, blocks=blocks)
-    stored = _StoredEvents(writer, _leaves(client), first, blocks)
-    report = verified_journal(directory, held, begins_at=begins_at, blocks=blocks, seen=stored.compare)
+        return verified_journal(directory, given_json, older=own_json, begins_at=begins_at, blocks=blocks)
+    stored = _StoredEvents(writer, _leaves(client), first, blocks, [*own, *given])
+    both = [*own_json, *given_json]  # the store ties those before the first record kept to the tree
+    report = verified_journal(directory, older=both, begins_at=begins_at, blocks=blocks, seen=stored.compare)
     stored.check_end(report)
     _compare_sums(writer, client, report)
     return report
@@ -169,16 +173,15 @@ def _check_signatures(checkpoints: list[Checkpoint], home: Home, trusted: Iterab
 class _StoredEvents:
     """The `events` of a store beside a journal that is being read."""
 
-    def __init__(self, writer: str, leaves: Leaves, first: int, blocks: list[bytes]) -> None:
-        """Compares at once what the journal has no more, which its blocks stand for."""
+    def __init__(
+        self, writer: str, leaves: Leaves, first: int, blocks: list[bytes], checkpoints: Iterable[Checkpoint]
+    ) -> None:
+        """Compares at once what the journal has no more, which its blocks and older checkpoints stand for."""
         self._newest = leaves.newest(writer)
-        at = 0
-        for page in leaves.read(writer, 0, len(blocks) * BLOCK_LEAVES):
-            for start in range(0, len(page), BLOCK_LEAVES):
-                stored = [leaf_hash(sha256) for sha256 in page[start : start + BLOCK_LEAVES]]
-                if folded(stored) != blocks[at // BLOCK_LEAVES]:
-                    raise Failed(f"the store has others than were signed in records {at + 1} to {at + BLOCK_LEAVES}")
-                at += BLOCK_LEAVES
+        end = len(blocks) * BLOCK_LEAVES
+        older = sorted((each for each in checkpoints if 0 < each.size <= end), key=lambda each: each.size)
+        _compare_beginning(leaves.read(writer, 0, end), blocks, older)
+        self._roots = len(older)
         self._sha256s = chain.from_iterable(leaves.read(writer, first - 1, self._newest))
 
     def compare(self, record: Record) -> None:
@@ -191,6 +194,30 @@ class _StoredEvents:
         if self._newest > report.last_seq:
             raise Failed(f"the store has {self._newest} records, the journal ends at {report.last_seq}")
         report.notes.append(f"the store has the same records up to {self._newest}")
+        if self._roots:
+            report.notes.append(f"the store's records have the roots of the first {self._roots} checkpoints")
+
+
+def _compare_beginning(pages: Iterable[list[bytes]], blocks: list[bytes], older: list[Checkpoint]) -> None:
+    """Failed unless records have the hashes of these blocks, and the roots of these checkpoints, smallest first."""
+    tree, waiting, wrong = Tree(), deque(older), []
+    for page in pages:
+        at = 0
+        while at < len(page):
+            end = min(len(page), at + waiting[0].size - tree.size) if waiting else len(page)
+            known = tree.size // BLOCK_LEAVES
+            for number, block in enumerate(tree.extend(page[at:end]), start=known):
+                if block != blocks[number]:
+                    first, last = number * BLOCK_LEAVES + 1, (number + 1) * BLOCK_LEAVES
+                    raise Failed(f"the store has others than were signed in records {first} to {last}")
+            at = end
+            while waiting and waiting[0].size == tree.size:
+                checkpoint = waiting.popleft()
+                if (checkpoint.root, checkpoint.last_sha256) != (tree.root().hex(), page[end - 1].hex()):
+                    wrong.append(checkpoint.size)
+    # Only now, because a block says more closely where a record differs.
+    if wrong:
+        raise Failed(f"the store's first {wrong[0]} records have not the root or last hash that was signed")
 
 
 def _compare_sums(writer: str, client: LedgerClient, report: Report) -> None:
@@ -241,9 +268,14 @@ def _print_line(proof: dict[str, Any]) -> None:
 
 
 def _checkpoints_in(path: Path) -> list[Checkpoint]:
-    """The checkpoints of an exported file. CheckpointsDamaged when a line is none, or there is none."""
+    """The checkpoints of an exported file. CheckpointsDamaged when a line is none, or there is none; Exit."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        complain(f"the checkpoints in {path} cannot be read: {error.strerror}")
+        raise typer.Exit(2) from error
     found = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             found.append(parse(line))
         except ValueError as error:

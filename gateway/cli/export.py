@@ -1,6 +1,7 @@
 """`bursar ledger export`: the ledger as charges that FinOps tools read, and the check of any such file."""
 
 import csv
+import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import Annotated, TextIO
 
 import typer
 
+from gateway.cli.ledger_query import readers_may_leave
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import console, print_json, print_rows
 from gateway.cli.store import ledger_url
@@ -72,7 +74,9 @@ def export(
 
         found = charges(ask, terms, Period(int(start.timestamp()), end_s))
         if out is None:
-            _write(sys.stdout, found)
+            with readers_may_leave():
+                _write(sys.stdout, found)
+                sys.stdout.flush()
             return
         with _whole(out) as file:
             count = _write(file, found)
@@ -92,14 +96,18 @@ def _write(file: TextIO, found: Iterable[Charge]) -> int:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[TextIO]:
-    """A draft beside the file, which takes its place once all of it is written and is gone when that fails."""
+    """A draft beside the file, which takes its place once all of it is written and is gone when that fails. OSError."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder, and a file is asked for")
         with draft.open("x", encoding="utf-8", newline="") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         draft.unlink(missing_ok=True)
 

@@ -4,13 +4,14 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption
-from gateway.cli.output import console, print_rows
+from gateway.cli.output import complain, console, print_rows
 from gateway.cli.store import ledger_url
 from gateway.home import Home
 from ledger.client import LedgerClient, open_ledger
@@ -51,12 +52,23 @@ def _print_table(client: LedgerClient, sql: str) -> None:
     more = 0
     for line in _lines(client.stream(sql, "JSONEachRow")):
         if len(rows) < TABLE_ROWS_MAX:
-            rows.append(json.loads(line))
+            rows.append(_row(line))
         else:
             more += 1
     print_rows("", rows, list(rows[0]) if rows else (), as_json=False)
     if more:
         console().print(f"and {more:,} more rows: print them with --format csv, json or parquet, or narrow the query")
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        complain("a query with a FORMAT of its own makes no table: leave it out, or say --format csv, json or parquet")
+        raise typer.Exit(2)
+    return row
 
 
 def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -70,10 +82,17 @@ def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _print_all(pieces: Iterator[bytes]) -> None:
-    try:
+    with readers_may_leave():
         for piece in pieces:
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
+
+
+@contextmanager
+def readers_may_leave() -> Iterator[None]:
+    """Ends what is written to standard output quietly once nobody reads it any more, as `head` does."""
+    try:
+        yield
     except BrokenPipeError:
         # Whoever reads has enough; Python must find nothing left to write when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

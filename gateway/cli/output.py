@@ -28,13 +28,20 @@ def print_rows(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[
     if as_json:
         print_json([dict(row) for row in rows])
         return
-    table = Table(title=title, title_justify="left")
+    table = Table(title=printable(title), title_justify="left")
     for column in columns:
         numeric = bool(rows) and all(isinstance(row.get(column), int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(printable(column)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_text(row.get(column))) for column in columns))
+        table.add_row(*(Text(printable(_text(row.get(column)))) for column in columns))
     console().print(table)
+
+
+def printable(text: str) -> str:
+    """The text without what would steer a terminal: a sign in place of each such character."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def complain(message: str) -> None:

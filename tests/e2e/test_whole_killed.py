@@ -167,8 +167,10 @@ async def test_killed_whole_under_load_nothing_is_overspent_leaked_lost_or_doubl
     assert sorted(row["hold_id"] for row in rows.values() if row["hold_id"]) == sorted(opened)
     assert load.answered.keys() - rows.keys() == set()
     ends = {(told, rows[request_id]["status"]) for request_id, told in load.answered.items()}
-    # Killed between an answer and its settlement, a hold expires: charged in full, and never lost.
-    assert {("ok", "ok"), ("refused", "refused")} <= ends <= {("ok", "ok"), ("ok", "expired"), ("refused", "refused")}
+    # Killed between an answer and its settlement, a hold expires: charged in full, and never lost. And the runtime may
+    # be killed a moment before the gateway, which says so.
+    usual = {("ok", "ok"), ("refused", "refused")}
+    assert usual <= ends <= usual | {("ok", "expired"), ("refused", "failed")}
     assert "expired" in {row["status"] for row in rows.values()}
     few = next(counter for counter in counters if counter["budget"] == "few")
     assert REQUESTS_MAX - CLIENTS < few["spent"] <= REQUESTS_MAX, "the load came to the limit"

@@ -26,7 +26,7 @@ from ledger.store import Store
 from ledger.verifier import public_key_of, verified_consistency, verified_proof
 from tests.ledger.signed_journal import SignedJournal, signed
 
-DONE, NO, WRONG_USAGE, AWAY = 0, 1, 2, 3
+DONE, NO, WRONG_USAGE = 0, 1, 2
 ROWS = 900
 WRITER = "gateway-0"
 
@@ -179,11 +179,16 @@ def test_a_journal_that_is_gone_does_not_pass_in_silence(home: Path, tmp_path: P
     exported.write_bytes(b"")
     assert "holds no checkpoint" in ran(NO, home, "verify", "--checkpoint", str(exported)).stderr
     exported.unlink()
-    assert str(exported) in ran(AWAY, home, "verify", "--checkpoint", str(exported)).stderr
+    for missing in (exported, tmp_path):
+        said = ran(WRONG_USAGE, home, "verify", "--checkpoint", str(missing)).stderr
+        assert f"the checkpoints in {missing} cannot be read" in said
+    exported.write_bytes(b"[" * 200_000)
+    said = ran(NO, home, "verify", "--checkpoint", str(exported)).stderr
+    assert "line 1 is no checkpoint (nested too deeply)" in said
 
 
 def test_a_home_without_journals_is_not_proved(tmp_path: Path) -> None:
-    ran(NO, tmp_path, "verify")
+    assert f"there is no journal and nothing signed in {tmp_path}" in ran(NO, tmp_path, "verify").stderr
     assert "holds no journal segment" in ran(NO, tmp_path, "verify", "--writer", "nobody").stderr
 
 

@@ -232,6 +232,20 @@ def test_the_ledger_is_asked_when_nothing_runs(rested: tuple[Path, Path]) -> Non
     assert sum(int(row["requests"]) for row in report) == 1
 
 
+def test_a_table_has_no_format_of_its_own_and_steers_no_terminal(up: GatewayProcess) -> None:
+    for own in ("CSV", "TSV"):
+        done = ran(WRONG_USAGE, "ledger", "query", f"SELECT 1 FORMAT {own}", home=up.home, config=up.config)
+        assert done.stderr.startswith("bursar: a query with a FORMAT of its own makes no table")
+    done = ran(NO, "ledger", "query", "SELECT '\udcff'", home=up.home, config=up.config)
+    assert done.stderr == "bursar: what is asked is no text in UTF-8 from its character 9 on\n"
+    sql = r"SELECT 'a\x1b[2Jb' AS x"
+    shown = ran(DONE, "ledger", "query", sql, home=up.home, config=up.config).stdout
+    assert "a\ufffd[2Jb" in shown
+    assert "\x1b" not in shown
+    (row,) = answer("ledger", "query", sql, "--format", "json", home=up.home, config=up.config)
+    assert row == {"x": "a\x1b[2Jb"}
+
+
 def test_usage_older_than_memory_is_read_from_the_ledger_in_the_same_shape(up: GatewayProcess) -> None:
     served = up.chat("free")
     path = f"/v1/usage/{served.headers['x-request-id']}"

@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -115,6 +118,7 @@ def test_bad_input_gets_a_line(rested: Rested, tmp_path: Path) -> None:
     for code, options in (
         (WRONG_USAGE, ["nonsense"]),
         (WRONG_USAGE, ["focus", "--since", "yesterday"]),
+        (WRONG_USAGE, ["focus", "--until", "0001-01-01T00:00:00+05:00"]),
         (WRONG_USAGE, ["focus", "--granularity", "century"]),
         (AWAY, ["focus", "--out", str(tmp_path / "missing" / "x.csv")]),
         (AWAY, ["focus", "--check", str(tmp_path / "missing.csv")]),
@@ -123,6 +127,28 @@ def test_bad_input_gets_a_line(rested: Rested, tmp_path: Path) -> None:
         done = ran(code, "ledger", "export", *options, home=home, config=config)
         assert done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_asked_for(rested: Rested, tmp_path: Path) -> None:
+    home, config, _ = rested
+    for out in (tmp_path / "missing" / "x.csv", tmp_path):
+        done = ran(AWAY, "ledger", "export", "focus", "--out", str(out), home=home, config=config)
+        assert done.stderr.startswith(f"bursar: {out} cannot be written: ")
+        assert ".part" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_nobody_reads_any_more_ends_quietly(rested: Rested) -> None:
+    home, config, _ = rested
+    environ = {**os.environ, "BURSAR_HOME": str(home), "BURSAR_CONFIG": str(config)}
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "wb") as nobody:
+        command = [sys.executable, "-m", "gateway", "ledger", "export", "focus"]
+        done = subprocess.run(
+            command, env=environ, stdout=nobody, stderr=subprocess.PIPE, text=True, timeout=110, cwd=Path.cwd()
+        )
+    assert (done.returncode, done.stderr) == (DONE, "")
 
 
 def test_a_report_that_is_cut_says_so(rested: Rested) -> None:

@@ -10,7 +10,7 @@ from ledger.exports import Exporter, FolderTarget
 from ledger.merkle import BLOCK_LEAVES, Tree
 from ledger.notary import Notary
 from ledger.records import Record
-from ledger.signing import Signer
+from ledger.signing import Signer, public_key_in
 from ledger.verifier import check_signature, public_key_of
 from tests.ledger.signed_journal import PUBLIC_KEY, SIGNER, hashes, signed
 
@@ -239,14 +239,35 @@ def test_writers_have_trees_of_their_own(folder):
 
 def test_a_new_key_goes_on_where_the_old_one_ended(folder):
     bench = Bench(folder, hashes(5))
-    bench.signer = Signer(Ed25519PrivateKey.generate())
+    private = Ed25519PrivateKey.generate()
+    bench.signer = Signer(private, [public_key_in(folder / f"{SIGNER.key_id}.pub")])
+    bench.store.sha256s += hashes(2, salt=b"meanwhile")
+    bench.reopen()
+    before, same, since = bench.log()
+    assert [before.key_id, same.key_id, since.key_id] == [SIGNER.key_id, bench.signer.key_id, bench.signer.key_id]
+    assert (before.size, before.root) == (same.size, same.root) == (5, before.root)
+    assert since.size == 7
+    bench.signer = Signer(private)
     bench.reopen()
     bench.ship(hashes(5, salt=b"more"))
-    assert [checkpoint.key_id for checkpoint in bench.log()] == [SIGNER.key_id, bench.signer.key_id]
-    (folder / f"{bench.signer.key_id}.pub").unlink()
-    bench.signer = SIGNER
+    assert [(each.size, each.key_id) for each in bench.log()][3:] == [(12, bench.signer.key_id)]
+    assert bench.alarm() == ""
+
+
+def test_what_a_strangers_key_signed_is_not_signed_over_although_the_key_lies_beside_it(folder):
+    bench = Bench(folder, hashes(600))
+    stranger = Signer(Ed25519PrivateKey.generate())
+    (folder / f"{stranger.key_id}.pub").write_bytes(stranger.public_pem)
+    bench.store.sha256s = hashes(600, salt=b"forged")
+    forged = signed("w", bench.store.sha256s, stranger).line()
+    (folder / "w.jsonl").write_bytes(forged)
+    (folder / "w.tree").unlink()
     bench.reopen()
-    assert "cannot be read as a public key" in bench.alarm()
+    bench.ship(hashes(10, salt=b"more"))
+    assert f"signed by key {stranger.key_id}, not by {SIGNER.key_id}" in bench.alarm()
+    assert "BURSAR_SIGNING_KEY_BEFORE" in bench.alarm()
+    bench.notary.close()
+    assert (folder / "w.jsonl").read_bytes() == forged
 
 
 def test_a_notary_exports_what_it_signs_and_the_newest_again_at_its_start(folder, tmp_path):

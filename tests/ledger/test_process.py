@@ -1,6 +1,7 @@
 """The ledger process ships while it serves, lets nobody write, and leaves nothing behind."""
 
 import base64
+import errno
 import http.client
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 
 from ledger.client import LedgerClient, LedgerUnavailable, QueryFailed, open_ledger, running
 from ledger.journal import Journal
+from ledger.process import read_or_make_token
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +189,67 @@ def test_a_url_it_cannot_open_is_wrong_usage(tmp_path):
     command = [sys.executable, "-m", "ledger", "--home", str(tmp_path), "--url", "mysql://x"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path.cwd())
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def failed_start(home):
+    """The one line of a ledger process that could not start, and its exit code."""
+    command = [sys.executable, "-m", "ledger", "--home", str(home)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path.cwd())
+    assert done.stderr.count("\n") == 1
+    return done.returncode, done.stderr
+
+
+def test_a_second_process_leaves_the_files_of_the_first_alone(home, ledger):
+    travelling = home / "tmp" / "insert.raw"
+    travelling.write_text("rows")
+    assert failed_start(home)[0] == 3
+    assert travelling.exists()
+    travelling.unlink()
+
+
+@pytest.mark.parametrize("name", ["run", "tmp", "secrets", "ledger", "ledger.lock"])
+def test_a_home_in_which_something_else_lies_is_one_line(tmp_path, name):
+    path = tmp_path / name
+    if name == "ledger.lock":
+        path.mkdir()
+    else:
+        path.write_text("")
+    code, said = failed_start(tmp_path)
+    assert code == 3
+    assert said.startswith(f"bursar ledger: {path}")
+    assert said.endswith("; free space or mend the home, then start again\n")
+
+
+def test_a_folder_in_the_temporary_one_is_left_there(tmp_path):
+    (tmp_path / "tmp" / "folder").mkdir(parents=True)
+    (tmp_path / "tmp" / "left.raw").write_text("")
+    with open_ledger(tmp_path, f"chdb://{tmp_path}/ledger") as client:
+        assert client.ping()
+    assert list((tmp_path / "tmp").iterdir()) == [tmp_path / "tmp" / "folder"]
+
+
+def test_a_token_that_was_not_written_whole_is_made_anew(tmp_path):
+    path = tmp_path / "run" / "ledger.token"
+    path.parent.mkdir()
+    path.write_text("")
+    made = read_or_make_token(path)
+    assert len(made) > 40
+    assert path.stat().st_mode & 0o077 == 0
+    assert read_or_make_token(path) == made
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_no_token_without_its_text(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "run" / "ledger.token"
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            read_or_make_token(path)
+    assert list(path.parent.iterdir()) == []
+    assert read_or_make_token(path)
 
 
 def test_sigterm_ships_the_rest_and_leaves_no_port_file(tmp_path, make_journal, usage_row):

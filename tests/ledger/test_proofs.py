@@ -10,11 +10,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ledger import verifier
+from ledger.journal import Journal
 from ledger.merkle import BLOCK_LEAVES, Subtrees, Tree, leaf_hash
 from ledger.segments import read
 from ledger.signing import Signer
 from ledger.verifier import Failed
-from tests.ledger.signed_journal import PUBLIC_KEY, SIGNER, SignedJournal
+from tests.ledger.signed_journal import PUBLIC_KEY, SIGNER, SignedJournal, usage
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,13 @@ def test_a_key_or_checkpoint_that_is_another_proves_nothing(files, small):
     for forged in ({**line, "size": line["size"] - 1}, {**line, "signature": "AAAA"}, {**line, "format": "x"}, {}):
         files.put("forged", forged)
         assert "NOT PROVED" in files.run(1, "journal", directory, "--checkpoint", "forged", "--key", "key.pub")
-    for name, content in (("empty", b""), ("torn", b'{"format":'), ("list", b"[1]"), ("binary", b"\xff\xfe")):
+    for name, content in (
+        ("empty", b""),
+        ("torn", b'{"format":'),
+        ("list", b"[1]"),
+        ("binary", b"\xff\xfe"),
+        ("deep", b"[" * 200_000),
+    ):
         files.put(name, content)
         assert "NOT PROVED" in files.run(1, "journal", directory, "--checkpoint", name, "--key", "key.pub")
         assert "NOT PROVED" in files.run(1, "journal", directory, "--checkpoint", "checkpoints", "--key", name)
@@ -141,11 +148,30 @@ def test_a_proof_of_anything_else_is_refused(files, small):
         {**good, "checkpoint": small.checkpoint(4).as_json()},
         {**good, "checkpoint": {**good["checkpoint"], "root": "00" * 32}},
         {**files.proof(3, with_payload=False), "sha256": small.sha256s[3].hex()},
+        {**good, "previous_sha256": good["previous_sha256"][:-2]},
+        {**good, "previous_sha256": ""},
+        {**files.proof(3, with_payload=False), "sha256": small.sha256s[2].hex() + "00"},
         {},
     ]
     for each in wrong:
         files.put("proof.json", each)
         assert "NOT PROVED" in files.run(1, "proof", "proof.json", "--key", "key.pub")
+
+
+@pytest.mark.parametrize("cut", [1, 31, 32])
+def test_a_hash_of_another_length_is_no_hash(files, cut):
+    """Else what a payload begins with could be said to be the end of the hash before it."""
+    for name, with_payload in (("previous_sha256", True), ("sha256", False)):
+        proof = files.proof(3, with_payload=with_payload)
+        with pytest.raises(Failed, match=f"{name} of the proof has {32 - cut} bytes, not 32"):
+            verifier.verified_proof({**proof, name: proof[name][: 64 - 2 * cut]}, PUBLIC_KEY)
+
+
+def test_what_would_steer_a_terminal_is_not_printed(files, tmp_path):
+    journal = Journal.open(tmp_path / "gateway-1", snapshot=dict)
+    journal.append("usage", {**usage(0), "org": "a\x1b[2Jb", "org_seq": 1})
+    journal.close()
+    assert "last row of org a?[2Jb: 1" in files.run(0, "journal", str(tmp_path / "gateway-1"))
 
 
 def test_consistency_is_proved_between_two_checkpoints_and_no_others(files, small):

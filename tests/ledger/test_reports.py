@@ -89,6 +89,7 @@ def test_the_rollups_are_read_where_they_have_what_is_asked():
 def test_since_is_an_age_or_a_date(ask):
     assert {row["team"] for row in ask("spend", since="90m")} == {"a"}
     assert {row["team"] for row in ask("spend", since="24h")} == {"a", "b", "c"}
+    assert ask("spend", since="0001-01-01") == ask("spend", since="1970-01-02")
     old = {row["team"]: row for row in ask("spend", since="2026-03-01")}
     assert old["b"]["list_cost_usd"] == "0.000000012"
     assert ask("spend", since="2026-03-10T11:00:00+00:00") == ask("spend", since="2026-03-10T12:00:00+01:00")
@@ -128,6 +129,8 @@ def test_every_report_runs_over_every_dimension(ask, kind):
         ("spend", {"since": "yesterday"}),
         ("spend", {"since": "999999w"}),
         ("spend", {"since": ""}),
+        ("spend", {"since": "0001-01-01T00:00:00+05:00"}),
+        ("spend", {"since": "9999-12-31T23:59:59-05:00"}),
     ],
 )
 def test_what_is_not_on_the_list_is_refused(kind, options):

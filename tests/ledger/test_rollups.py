@@ -132,6 +132,18 @@ def test_a_level_that_has_too_much_is_mended_by_what_it_has_too_much(store):
     assert agree(store, ", ".join(DIMENSIONS))
 
 
+def test_what_one_writer_lacks_is_not_made_up_for_by_another_ones_surplus(store):
+    store.insert(USAGE, rows(range(1, 6)), "a")
+    store.insert(USAGE, rows(range(6, 11), writer="v"), "b")
+    store.execute("ALTER TABLE usage_by_minute DELETE WHERE writer = 'w' SETTINGS mutations_sync = 2")
+    store.execute("ALTER TABLE usage DELETE WHERE writer = 'v' SETTINGS mutations_sync = 2")
+    assert mend(store, "w") > 0
+    assert store.select("SELECT writer, sum(rows) FROM usage_by_minute GROUP BY writer ORDER BY writer") == [
+        ("v", 5),
+        ("w", 5),
+    ]
+
+
 def test_a_ledger_from_before_there_were_rollups_gets_them(store):
     store.execute("DROP VIEW usage_to_minute SYNC")
     store.insert(USAGE, rows(range(1, 9_000)), "a")

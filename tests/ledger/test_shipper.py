@@ -1,6 +1,7 @@
 """Every record of every journal is in the store exactly once, whatever is killed in between."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -151,6 +152,40 @@ def test_a_journal_that_was_replaced_is_not_taken_for_the_old_one(make_journal, 
         assert "another writer name" in shipper.stalled()["gateway-0"]
         assert not shipper.flush(0.01)
     assert totals(store)["events"] == (11, 11, 11)
+
+
+def test_a_journal_that_is_replaced_while_it_is_shipped_is_noticed(make_journal, usage_row, store, tmp_path):
+    journal, shipper = make_journal(), Shipper(tmp_path / "journal", store)
+    for _ in range(10):
+        journal.append("usage", usage_row())
+    shipper.round()
+    journal.close()
+    shutil.rmtree(journal.directory)
+    other = make_journal()
+    other.append("usage", usage_row())
+    shipper.round()
+    assert "does not join on" in shipper.stalled()["gateway-0"]
+    assert shipper.lag()["gateway-0"].rows == 2
+    assert totals(store)["events"] == (11, 11, 11)
+
+
+def test_a_stalled_journal_that_is_moved_away_keeps_nobody_waiting(make_journal, usage_row, store, tmp_path):
+    journal, shipper = make_journal(), Shipper(tmp_path / "journal", store)
+    for _ in range(5):
+        journal.append("usage", usage_row())
+    [path] = segment_paths(journal.directory)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"acme"', b'"evil"', 1))
+    shipper.round()
+    assert list(shipper.stalled()) == ["gateway-0"]
+    journal.directory.rename(tmp_path / "away")
+    shipper.round()
+    assert shipper.stalled() == {}
+    path = tmp_path / "away" / path.name
+    path.write_bytes(whole)
+    path.parent.rename(journal.directory)
+    shipper.round()
+    assert totals(store)["events"] == (6, 6, 6)
 
 
 def test_a_damaged_journal_stalls_alone(make_journal, usage_row, store, tmp_path):

@@ -1,13 +1,17 @@
 """What keeps records from the store is said in one line, changes nothing, and is over when it is mended."""
 
+import errno
 import logging
+import os
 import resource
 import subprocess
 import sys
+import tempfile
 from itertools import count
 
 import pytest
 
+from ledger.disk import SystemDisk
 from ledger.migrations import shipped
 from ledger.segments import segment_paths
 from ledger.shipper import Shipper
@@ -93,9 +97,24 @@ def test_no_room_for_the_file_through_which_an_insert_travels_stalls_too(store, 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(stalled) == ["gateway-0"]
-    assert "\n" not in stalled["gateway-0"]
+    assert stalled["gateway-0"] == f"{tempfile.gettempdir()}: File too large; free space there"
     shipper.round()
     assert is_exact(store, 50, journal.tail_seq)
+
+
+class FullDisk(SystemDisk):
+    """Takes nothing more, and does not say of which file that is."""
+
+    def sync(self, fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_is_full_is_said_with_the_journal_that_lies_on_it(store, make_journal, tmp_path):
+    journal = make_journal()
+    shipper = Shipper(tmp_path / "journal", store, disk=FullDisk())
+    shipper.round()
+    said = f"{journal.directory}: No space left on device; free space there or mend the disk"
+    assert shipper.stalled() == {"gateway-0": said}
 
 
 def test_a_damaged_journal_goes_on_when_its_file_is_put_back(store, shipper, make_journal, usage_row, caplog):

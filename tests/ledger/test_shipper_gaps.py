@@ -1,6 +1,8 @@
 """What a store lost since it was shipped is found by its own gaps and filled from the journal, while that has it."""
 
 import logging
+import os
+import time
 
 import pytest
 
@@ -95,6 +97,52 @@ def test_what_the_journal_has_no_more_is_said_in_one_line(shipped, store, tmp_pa
     assert 0 < lost < 300
     assert f"usage lacks {lost} records of gateway-0 that the journal has no more: restore a copy" in caplog.messages
     assert store.row_counts()["usage"] == 300 - lost
+
+
+@pytest.mark.parametrize("lost", ["seq <= 20", "1"])
+@pytest.mark.parametrize("table", ["events", "usage"])
+def test_a_store_that_goes_back_while_it_is_shipped_to_gets_all_again_before_a_segment_goes(
+    shipped, usage_row, store, tmp_path, table, lost
+):
+    shipper = Shipper(tmp_path / "journal", store, retention_s=0)
+    with_age = segment_paths(shipped.directory)
+    for path in with_age:
+        os.utime(path, (0, time.time() + 1000))
+    shipper.round()
+    store.execute(f"ALTER TABLE {table} DELETE WHERE {lost} SETTINGS mutations_sync = 2")
+    for path in with_age:
+        os.utime(path, (0, 0))
+    shipped.append("usage", usage_row())
+    shipper.round()
+    assert segment_paths(shipped.directory) == with_age
+    shipper.round()
+    assert shipper.stalled() == {}
+    assert is_whole(store, shipped)
+    assert segment_paths(shipped.directory) == with_age[-1:]
+
+
+def test_what_neither_store_nor_journal_has_keeps_no_segment(shipped, store, tmp_path):
+    paths = segment_paths(shipped.directory)
+    paths[0].unlink()
+    store.execute("TRUNCATE TABLE usage")
+    Shipper(tmp_path / "journal", store, retention_s=-1).round()
+    assert segment_paths(shipped.directory) == paths[-1:]
+
+
+def test_a_store_from_a_copy_older_than_the_journal_goes_on_and_what_it_lacks_is_said(
+    shipped, usage_row, store, tmp_path, caplog
+):
+    paths = segment_paths(shipped.directory)
+    kept_from = int(paths[1].stem)
+    paths[0].unlink()
+    for table in ("events", "usage", "hold", "signal"):
+        store.execute(f"ALTER TABLE {table} DELETE WHERE seq > 51 SETTINGS mutations_sync = 2")
+    with caplog.at_level(logging.WARNING):
+        restart(store, tmp_path)
+    said = f"the store lacks records 52 to {kept_from - 1} of gateway-0, which the journal has no more"
+    assert caplog.messages[0].startswith(said)
+    found = store.select("SELECT min(seq), count(), max(seq) FROM events WHERE seq > 51")
+    assert found == [(kept_from, shipped.tail_seq - kept_from + 1, shipped.tail_seq)]
 
 
 def test_rows_that_are_there_twice_are_said_and_left(shipped, store, tmp_path, caplog):

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from ledger.store import StoreLocked, StoreUnsupported
 PROGRAM = Path(__file__).with_name("clickhouse_server.py")
 SECRET = {PASSWORD_ENV: "secret"}
 ROUNDS_MAX = 40
+EMPTY_RESULT = b"\x01\x00\x01a\x06String"  # in ClickHouse's Native format: a column `a` without rows
 
 
 class TestServer:
@@ -74,6 +77,30 @@ def store(server: TestServer, tmp_path: Path) -> Iterator[ServerStore]:
     opened = ServerStore(server.url, tmp_path, SECRET, answer_timeout_s=2)
     yield opened
     opened.close()
+
+
+@contextmanager
+def stranger(port: int, content: bytes, status: int = 200) -> Iterator[None]:
+    """Something else that listens in the server's place and answers everything alike, as a proxy's login page does."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as strange:
+        thread = threading.Thread(target=strange.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            strange.shutdown()
+            thread.join()
 
 
 def shipper_of(tmp_path, store):
@@ -156,6 +183,46 @@ def test_a_server_that_is_away_is_said_once_and_waited_for(server, store, make_j
     shipper.round()
     assert shipper.stalled() == {}
     assert totals(store) == exactly(10, journal.tail_seq)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 3000, bytes(range(256)), b"<html>log in</html>", EMPTY_RESULT])
+def test_an_answer_that_is_none_of_clickhouses_stalls_and_is_over_with_it(
+    server, store, make_journal, usage_row, tmp_path, content
+):
+    journal, shipper = make_journal(), shipper_of(tmp_path, store)
+    fill(journal, usage_row, 10)
+    server.stop()
+    with stranger(server.port, content):
+        shipper.round()
+        assert list(shipper.stalled()) == ["gateway-0"]
+    server.start()
+    shipper.round()
+    assert shipper.stalled() == {}
+    assert totals(store) == exactly(10, journal.tail_seq)
+
+
+def test_an_insert_that_something_else_answers_is_not_taken_for_done(server, store, make_journal, usage_row, tmp_path):
+    journal, shipper = make_journal(), shipper_of(tmp_path, store)
+    shipper.round()
+    fill(journal, usage_row, 10)
+    server.stop()
+    with stranger(server.port, b"<html>log in</html>"):
+        shipper.round()
+    assert "is no ClickHouse server" in shipper.stalled()["gateway-0"]
+    assert shipper.shipped() == {"gateway-0": 1}
+    server.start()
+    shipper.round()
+    assert totals(store) == exactly(10, journal.tail_seq)
+
+
+def test_a_status_without_a_code_of_clickhouses_is_said(server, store, make_journal, tmp_path):
+    make_journal()
+    shipper = shipper_of(tmp_path, store)
+    server.stop()
+    with stranger(server.port, b"boom", status=502):
+        shipper.round()
+    assert "answered HTTP status 502" in shipper.stalled()["gateway-0"]
+    server.start()
 
 
 def test_statements_of_readers_run_on_the_server(store, make_journal, usage_row, tmp_path):

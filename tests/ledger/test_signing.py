@@ -2,7 +2,7 @@
 
 import pytest
 
-from ledger.signing import KEY_ENV, KeyAway, KeyRefused, public_key_in, signer_of
+from ledger.signing import BEFORE_ENV, KEY_ENV, KeyAway, KeyRefused, public_key_in, signer_of
 from tests.ledger.signed_journal import SIGNER
 
 
@@ -32,6 +32,18 @@ def test_a_home_whose_key_is_gone_gets_no_other_one(tmp_path):
         signer_of(tmp_path, {})
     assert not key.exists()
     assert signer_of(tmp_path, {KEY_ENV: str(tmp_path / "elsewhere.key")})
+
+
+def test_the_key_that_another_takes_over_from_is_named_by_the_environment_alone(tmp_path):
+    before = tmp_path / "before.pub"
+    before.write_bytes(SIGNER.public_pem)
+    own = signer_of(tmp_path, {})
+    assert set(own.trusted) == {own.key_id}
+    for environ in ({}, {KEY_ENV: str(tmp_path / "secrets" / "signing.key")}):
+        assert set(signer_of(tmp_path, {**environ, BEFORE_ENV: str(before)}).trusted) == {own.key_id, SIGNER.key_id}
+    before.write_bytes(b"nonsense")
+    with pytest.raises(KeyRefused, match="public key"):
+        signer_of(tmp_path, {BEFORE_ENV: str(before)})
 
 
 def test_a_key_that_is_wrong_missing_or_open_to_others_is_refused_in_a_line(tmp_path):

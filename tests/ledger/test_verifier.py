@@ -234,6 +234,31 @@ def test_a_journal_without_its_oldest_segments_needs_to_be_expected(large):
             verified_journal(large.directory, [checkpoint], begins_at=kept_from, blocks=blocks)
 
 
+def test_a_journal_that_begins_behind_all_that_was_signed_is_not_proved(large):
+    """Whatever it holds then could be anybody's, and so could the hashes beside it."""
+    kept_from = int(segment_paths(large.directory)[1].stem)
+    older, newest = large.checkpoint(1001).as_json(), large.checkpoint().as_json()
+    with large.without(segment_paths(large.directory)[0]):
+        for held in ({"checkpoints": [older]}, {"older": [older]}):
+            with pytest.raises(Failed, match=f"all that was signed is before record {kept_from}"):
+                verified_journal(large.directory, **held, begins_at=kept_from, blocks=[b"x" * 32] * 999)
+        with pytest.raises(Failed, match=f"checkpoint at 1001 stands before record {kept_from}"):
+            verified_journal(large.directory, [older, newest], begins_at=kept_from)
+        report = verified_journal(large.directory, [newest], older=[older], begins_at=kept_from)
+        assert report.notes == ["checkpoints of records that are not here, so not compared with any: 1"]
+
+
+def test_the_checkpoint_that_the_first_record_kept_follows_holds_it(large):
+    kept_from = int(segment_paths(large.directory)[1].stem)
+    before = large.checkpoint(kept_from - 1)
+    with large.without(segment_paths(large.directory)[0]):
+        report = verified_journal(large.directory, [before.as_json()], begins_at=kept_from)
+        assert report.checkpoint_seq == kept_from - 1
+        other = before._replace(last_sha256="00" * 32).as_json()
+        with pytest.raises(Failed, match=f"record {kept_from - 1} is not the one"):
+            verified_journal(large.directory, [other], begins_at=kept_from)
+
+
 def test_a_row_that_is_missing_from_an_org_is_found_although_the_chain_is_whole(tmp_path):
     journal = Journal.open(tmp_path / "gateway-0", segment_bytes=1 << 14, snapshot=lambda: {"org_seqs": {}})
     for number in (1, 2, 4):
