@@ -91,8 +91,7 @@ class Cursor:
         self.sha256 = GENESIS_SHA256
         self._anchored = False
         self._fd = -1
-        self._is_named = False
-        self._is_stored = False
+        self._has_waited = self._is_named = self._is_stored = False
         self._read_from = 0
         self._chunk = b""
         self._chunk_at = 0
@@ -118,6 +117,9 @@ class Cursor:
         records: list[Record] = []
         if self.segment is None:
             self._find_segment()
+        elif self.offset == 0 and self._has_waited:
+            # A writer that was killed as it began the segment takes it away, and makes another of that name.
+            self._enter(self.segment)
         if self.segment is None:
             return records
         bytes_taken = 0
@@ -131,6 +133,7 @@ class Cursor:
             if record is not None:
                 records.append(record)
                 bytes_taken += len(record.payload)
+        self._has_waited = self.offset == 0
         return records
 
     def place(self) -> Place | None:
@@ -192,7 +195,7 @@ class Cursor:
         fd = self._disk.open(path)
         self.close()
         self._fd, self.segment, self.offset = fd, path, 0
-        self._is_named = self._is_stored = False
+        self._has_waited = self._is_named = self._is_stored = False
         self._read_from = 0
         self.seq = first_seq(path) - 1
         self._chunk, self._chunk_at = b"", 0

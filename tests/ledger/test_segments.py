@@ -207,3 +207,19 @@ def test_a_segment_with_a_snapshot_alone_may_be_taken_away_and_is_not_read(make_
         file.truncate(1 << 17)
     read_seqs = [record.seq for record in read(journal.directory)]
     assert read_seqs[-1] == snapshot.seq - 1
+
+
+def test_a_segment_that_was_taken_away_and_made_anew_before_it_began_is_read(make_journal, tmp_path):
+    directory = tmp_path / "journal" / "gateway-0"
+    directory.mkdir(parents=True)
+    remains = segment_path(directory, 1)
+    remains.write_bytes(bytes(1 << 17))
+    cursor = Cursor(directory)
+    assert cursor.take(10, 1 << 20) == []
+    journal = make_journal()
+    assert journal.directory == directory
+    while len(segment_paths(directory)) < 2:
+        journal.append("usage", {"pad": "x" * 900})
+    taken = cursor.take(1 << 20, 1 << 30)
+    assert [record.seq for record in taken] == list(range(1, journal.tail_seq + 1))
+    cursor.close()
