@@ -8,6 +8,7 @@ sees it. What cannot be read surely is refused.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from typing import NamedTuple
 
 from ledger import served
@@ -28,9 +29,13 @@ VIRTUAL_COLUMNS = ("_part", "_block_", "_disk_", "_row_", "_sample_")
 FILE_SIGNS = frozenset("/\\:")
 TABLES_FOLLOW = frozenset({"from", "join"})
 TABLES_END = READING - {"from"} | frozenset(
-    {"on", "using", "where", "group", "having", "window", "qualify", "order", "limit", "offset", "union", "except"}
-    | {"intersect", "settings", "format", "like", "ilike", "array", "sample"}
+    {"where", "group", "having", "window", "qualify", "order", "limit", "offset", "union", "except", "intersect"}
+    | {"settings", "format", "like", "ilike", "array"}
 )
+# After these stand values, and after the next comma a table again.
+TABLES_PAUSE = frozenset({"on", "using", "sample"})
+# Their first argument is the name of an aggregate function.
+NAMING_AGGREGATES = frozenset({"arrayreduce", "arrayreduceinranges", "initializeaggregation"})
 # A harmless function over values has this name too.
 BOTH_KINDS = frozenset({"format"})
 HIDDEN_DATABASES = frozenset({"system", "information_schema", served.VIEWS})
@@ -47,6 +52,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _NAME_PARAMETER = re.compile(r"\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*:\s*Identifier\s*\}", re.IGNORECASE)
+_AGGREGATE = re.compile(r"'[A-Za-z_][A-Za-z0-9_]*(?:\([^\\]*)?'")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
 _DEPTHS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 
@@ -74,6 +80,14 @@ class Token(NamedTuple):
 
 
 _NONE = Token("", "", 0)
+
+
+class _Place(Enum):
+    """What a statement names at some point: tables, values, or values with tables after the next comma."""
+
+    TABLES = 1
+    VALUES = 2
+    PAUSE = 3
 
 
 class Admitted(NamedTuple):
@@ -116,6 +130,7 @@ class Gate:
         around = zip([_NONE, *tokens], tokens, [*tokens[1:], _NONE], strict=False)
         for before, token, following in around:
             self._check_name(before, token, following)
+        _check_aggregates(tokens)
         body, said = _split_closing(tokens)
         for token, name, sign in zip(body, body[1:], body[2:], strict=False):
             if token.name == "settings" and name.name and sign.text == "=":
@@ -135,7 +150,7 @@ class Gate:
             raise Refused("write a parameter of the type Identifier as {name:Identifier}")
         if name == "explain" and before.text == "(":
             raise Refused("EXPLAIN is served as a statement of its own only")
-        if name in self._functions:
+        if name in self._functions or name.startswith(served.NO_FUNCTIONS):
             raise Refused(f"the function {name} is not served")
         if quoted and FILE_SIGNS & set(name):
             raise Refused("names with a slash, a backslash or a colon are not served")
@@ -148,7 +163,9 @@ class Gate:
 def _is_harmless(function: Function, categories: Mapping[str, str]) -> bool:
     of = function.categories or categories.get(function.alias_to, "")
     names = {function.name.lower(), function.alias_to.lower()}
-    return not names & served.NO_FUNCTIONS and (of in served.CATEGORIES or bool(names & served.FUNCTIONS))
+    if any(name.startswith(served.NO_FUNCTIONS) for name in names):
+        return False
+    return of in served.CATEGORIES or bool(names & served.FUNCTIONS)
 
 
 def _check_first(tokens: Sequence[Token]) -> str:
@@ -168,19 +185,39 @@ def _check_first(tokens: Sequence[Token]) -> str:
 
 def _check_tables(tokens: Sequence[Token], first: str) -> None:
     """Refuses texts in the place of tables, which the engine takes for paths of files and tells whether they exist."""
-    depths = [first not in READING]
-    for token in tokens:
-        if token.kind == "text" and depths[-1]:
+    places = [_Place.TABLES if first not in READING else _Place.VALUES]
+    for before, token, following in zip([_NONE, *tokens], tokens, [*tokens[1:], _NONE], strict=False):
+        if token.kind == "text" and places[-1] is _Place.TABLES:
             raise Refused("a text in the place of a table is not served")
-        if token.name in TABLES_FOLLOW:
-            depths[-1] = True
-        elif token.name in TABLES_END:
-            depths[-1] = False
+        places[-1] = _place_after(places[-1], before, token, following)
         change = _DEPTHS.get(token.text, 0)
         if change > 0:
-            depths.append(False)
-        elif change < 0 and len(depths) > 1:
-            depths.pop()
+            places.append(_Place.VALUES)
+        elif change < 0 and len(places) > 1:
+            places.pop()
+
+
+def _place_after(place: _Place, before: Token, token: Token, following: Token) -> _Place:
+    """Where the statement is after a token, which an alias may spell like a word that ends the list of tables."""
+    is_keyword = token.kind == "word" and before.name != "as" and following.text != ","
+    if token.name in TABLES_FOLLOW or (token.text == "," and place is _Place.PAUSE):
+        return _Place.TABLES
+    if is_keyword and token.name in TABLES_END:
+        return _Place.VALUES
+    if is_keyword and token.name in TABLES_PAUSE and place is _Place.TABLES:
+        return _Place.PAUSE
+    return place
+
+
+def _check_aggregates(tokens: Sequence[Token]) -> None:
+    """Refuses names of aggregate functions in texts that are not served, or that cannot be read surely."""
+    for token, sign, text, then in zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False):
+        if token.name not in NAMING_AGGREGATES or sign.text != "(":
+            continue
+        if not _AGGREGATE.fullmatch(text.text) or then.text != ",":
+            raise Refused(f"write the name of the aggregate function in {token.text} as a text")
+        if text.text[1:].lower().startswith(served.NO_FUNCTIONS):
+            raise Refused(f"the function {text.text} is not served")
 
 
 def _quoted_name(parameter: str, parameters: Mapping[str, str]) -> str:

@@ -16,7 +16,7 @@ _PORTS = {"clickhouse": 8123, "https": 8443}
 _CHUNK_BYTES = 1 << 18
 _SESSION_TIMEOUT_S = 60
 # chDB writes a long result into a file; a server sends it, and it goes on into that file.
-_INTO = re.compile(r"\s*INTO OUTFILE '/dev/fd/(\d+)' APPEND FORMAT (\w+)$")
+_INTO = re.compile(r"\s{0,2}INTO OUTFILE '/dev/fd/(\d+)' APPEND FORMAT (\w+)$")
 
 
 class Server(NamedTuple):

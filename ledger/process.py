@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import os
 import secrets
 import signal
@@ -93,7 +94,10 @@ class LedgerProcess:
             shipper.stop()
             thread.join()
             notary.close()
-            application.close()
+            if not application.close():
+                # A statement that nothing ends holds the engine and a thread, and Python would wait for both.
+                logging.shutdown()
+                os._exit(0 if finished.is_set() else 1)
             store.close()
         return 0 if finished.is_set() else 1
 

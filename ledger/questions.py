@@ -9,8 +9,6 @@ import binascii
 import re
 import uuid
 from collections.abc import Iterable
-from email.parser import BytesParser
-from email.policy import HTTP
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
@@ -20,6 +18,10 @@ from ledger.readers import Question
 FIELDS_MAX = 200
 _PARAMETER = "param_"
 _QUERY_ID = re.compile(r"[ -~]{1,128}")
+# Forms are read by hand, for Python's reader of mail takes minutes for some that are shorter than a statement may be.
+_FORM_KIND = re.compile(rb'multipart/form-data; {0,4}boundary="?([0-9A-Za-z\'()+_,./:=?-]{1,70})"?', re.IGNORECASE)
+_PART_NAME = re.compile(rb'Content-Disposition: {0,4}form-data; {0,4}name="([^"\\\r\n]{1,128})"', re.IGNORECASE)
+_PART_TYPE = re.compile(rb"Content-Type: {0,4}text/plain(?:; {0,4}charset=utf-8)?", re.IGNORECASE)
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -111,15 +113,32 @@ def _text(body: bytes) -> str:
 
 def _form(kind: bytes, body: bytes) -> dict[str, str]:
     """The fields of a form of several parts; BadRequest for a file, which would be a table of the client's own."""
-    message = BytesParser(policy=HTTP).parsebytes(b"Content-Type: " + kind + b"\r\n\r\n" + body)
-    fields = {}
-    parts = list(message.iter_parts()) if message.is_multipart() else []
-    if len(parts) > FIELDS_MAX:
-        raise BadRequest(f"the form has more than {FIELDS_MAX} fields", 36, "BAD_ARGUMENTS")
-    for part in parts:
-        name = part.get_param("name", header="content-disposition")
-        content = part.get_payload(decode=True)
-        if not isinstance(name, str) or not isinstance(content, bytes) or part.get_filename() is not None:
-            raise BadRequest("external tables are not served", 344, "SUPPORT_IS_DISABLED")
-        fields[name] = _text(content)
-    return fields
+    boundary = _FORM_KIND.fullmatch(kind.strip())
+    if boundary is None:
+        raise _bad_form("its content type is not multipart/form-data with a boundary")
+    # So that the first part too begins after a line break.
+    before, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary[1], FIELDS_MAX + 1)
+    if before or not parts or parts[-1].strip() != b"--":
+        raise _bad_form(f"it has more than {FIELDS_MAX} fields, or no end")
+    return dict(_field(part) for part in parts[:-1])
+
+
+def _field(part: bytes) -> tuple[str, str]:
+    """Name and value of one part of a form; BadRequest for one with anything but a name and the type of plain text."""
+    head, separator, value = part.partition(b"\r\n\r\n")
+    names, rest = [], []
+    for line in head.removeprefix(b"\r\n").split(b"\r\n", 2):
+        match = _PART_NAME.fullmatch(line)
+        if match is None:
+            rest.append(line)
+        else:
+            names.append(match[1])
+    if b"filename" in head.lower():
+        raise BadRequest("external tables are not served", 344, "SUPPORT_IS_DISABLED")
+    if not separator or len(names) != 1 or not all(map(_PART_TYPE.fullmatch, rest)):
+        raise _bad_form("a part is not a field of plain text with a name")
+    return _text(names[0]), _text(value)
+
+
+def _bad_form(why: str) -> BadRequest:
+    return BadRequest(f"the form cannot be read: {why}", 36, "BAD_ARGUMENTS")

@@ -10,7 +10,7 @@ import re
 import threading
 import uuid
 from collections.abc import Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -41,14 +41,23 @@ _SETTINGS = {
     "allow_introspection_functions": 0,
 }
 # What the home's own token may take: results of any size, for they are streamed.
-_HOME_LIMITS = {**served.LIMITS, "max_execution_time": 600, "max_result_rows": 0, "max_result_bytes": 0}
+_HOME_LIMITS = {
+    **served.LIMITS,
+    "max_execution_time": 600,
+    "max_result_rows": 0,
+    "max_result_bytes": 0,
+    "max_block_size": 65_409,
+}
 _TABLES = "SELECT database, name FROM system.tables"
 _FUNCTIONS = "SELECT name, categories, alias_to FROM system.functions"
 _PARAMETER = re.compile(r"\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*:")
-_INTO = re.compile(r"\s*(?:INTO )?OUTFILE '/dev/fd/\d+' APPEND FORMAT \w+")
+# No pattern here may look twice at what a statement can make long, a run of blanks for one: it would stop every thread.
+_INTO = re.compile(r"\s{0,2}(?:INTO )?OUTFILE '/dev/fd/\d+' APPEND FORMAT \w+")
 _CODE = re.compile(r"Code: (\d+)")
 _REPEATED = re.compile(r"^(?:Code: (\d+)\. DB::Exception: (?=Code: \1\b))+")
+_SAID_CHARACTERS_MAX = 16 << 10
 _KILL_AGAIN_S = 0.2
+CLOSE_TIMEOUT_S = 10.0
 UNKNOWN_FORMAT = 73
 UNKNOWN_DATABASE = 81
 READONLY = 164
@@ -107,6 +116,9 @@ class Readers:
         self._own_lock = threading.Lock()
         self._threads = ThreadPoolExecutor(RUNNING_MAX, thread_name_prefix="query")
         self._killers = ThreadPoolExecutor(RUNNING_MAX, thread_name_prefix="kill")
+        self._running: set[Running] = set()
+        self._running_lock = threading.Lock()
+        self._closed = threading.Event()
         functions = [Function(*row) for row in self._own_rows(_FUNCTIONS)]
         self._gate = Gate([row[0] for row in self._own_rows("SELECT name FROM system.table_functions")], functions)
         [(self.timezone, self._database)] = self._own_rows("SELECT timezone(), currentDatabase()")
@@ -135,13 +147,18 @@ class Readers:
         into = "" if admitted.explains else into
         names = set(_PARAMETER.findall(admitted.sql))
         parameters = {name: value for name, value in question.parameters.items() if name in names}
+        with self._running_lock:
+            self._running.add(running)
         self._threads.submit(self._run, running, admitted.sql + into, parameters, settings, access)
         return running
 
     def leave(self, running: Running) -> None:
-        """Ends a statement whose result nobody wants any longer, and gives back what it took."""
-        running.left.set()
-        os.close(running.fd)
+        """Ends a statement whose result nobody wants any longer, and gives back what it took; once is enough."""
+        with self._running_lock:
+            if running.left.is_set():
+                return
+            running.left.set()
+            os.close(running.fd)
         if not running.outcome.done():
             self._killers.submit(self._kill, running)
 
@@ -154,11 +171,22 @@ class Readers:
         finally:
             self.leave(running)
 
-    def close(self) -> None:
-        """Waits for what is under way."""
-        self._threads.shutdown()
-        self._killers.shutdown()
-        self._own.close()
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> bool:
+        """Ends what is under way; False when some of it has not ended in time, and so keeps the engine and its thread.
+
+        The engine looks between blocks of rows at whether a statement is to end, and one block can take hours.
+        """
+        with self._running_lock:
+            under_way = list(self._running)
+        for running in under_way:
+            self.leave(running)
+        ended = not wait([running.outcome for running in under_way], timeout_s).not_done
+        self._closed.set()
+        self._threads.shutdown(wait=ended)
+        self._killers.shutdown(wait=ended)
+        if ended:
+            self._own.close()
+        return ended
 
     def _run(
         self,
@@ -174,6 +202,8 @@ class Readers:
             running.outcome.set_exception(_said(error))
         finally:
             os.close(running.write_fd)
+            with self._running_lock:
+                self._running.discard(running)
 
     def _answer(
         self,
@@ -207,7 +237,7 @@ class Readers:
 
     def _kill(self, running: Running) -> None:
         """Ends the statement in the engine; again and again, for it may not have begun."""
-        while not running.outcome.done():
+        while not (running.outcome.done() or self._closed.is_set()):
             self._own_rows(f"KILL QUERY WHERE Settings['log_comment'] = '{running.mark}' ASYNC")
             try:
                 running.outcome.exception(_KILL_AGAIN_S)
@@ -238,7 +268,10 @@ def _failed(message: str, code: int, name: str) -> QueryFailed:
 
 def _said(error: Exception) -> QueryFailed:
     """What the engine said, from where ClickHouse's message begins."""
-    text = _INTO.sub("", str(error))
+    text, half = str(error), _SAID_CHARACTERS_MAX // 2
+    if len(text) > _SAID_CHARACTERS_MAX:
+        text = f"{text[:half]} … {text[-half:]}"
+    text = _INTO.sub("", text)
     text = _REPEATED.sub("", text[max(text.find("Code: "), 0) :].strip()) or type(error).__name__
     code = _CODE.match(text)
     return QueryFailed(text, int(code[1]) if code else 0)

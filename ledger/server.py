@@ -10,7 +10,7 @@ import orjson
 from ledger.access import Access, Keys
 from ledger.notary import Notary
 from ledger.questions import BadRequest, Spoken
-from ledger.readers import RUNNING_MAX, QueryFailed, Question, Readers
+from ledger.readers import RUNNING_MAX, QueryFailed, Question, Readers, Running
 from ledger.shipper import Shipper
 from ledger.stores import AnyStore
 from ledger.streams import Meta, Send, Stream
@@ -84,10 +84,11 @@ class LedgerServer:
             busy = _Answer.of("too many queries; try again", _CODE_TOO_MANY_QUERIES, "TOO_MANY_SIMULTANEOUS_QUERIES")
             await _send_error(send, busy)
 
-    def close(self) -> None:
-        """Waits for queries under way and ends their threads."""
-        self._readers.close()
+    def close(self) -> bool:
+        """Ends queries under way and their threads; False when one does not end, which nobody is to wait for."""
+        ended = self._readers.close()
         self._threads.shutdown()
+        return ended
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
@@ -119,21 +120,12 @@ class LedgerServer:
     async def _query(self, question: Question, spoken: Spoken, access: Access, receive: Receive, send: Send) -> None:
         async with self._turns.turn(access):
             running = await self._in_thread(lambda: self._readers.start(question, access))
-            stream = Stream(running, Meta(spoken.query_id(), self._readers.timezone, spoken.encoding()))
-            answering = asyncio.ensure_future(stream.answer(send))
-            leaving = asyncio.ensure_future(_left(receive))
             try:
-                await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-                if answering.done():
-                    answering.result()
-            except TimeoutError:
-                # The client takes nothing: its response stays without an end, and the connection is closed.
-                return
+                stream = Stream(running, Meta(spoken.query_id(), self._readers.timezone, spoken.encoding()))
+                await _stream(stream, receive, send)
             finally:
-                for task in (answering, leaving):
-                    task.cancel()
-                await asyncio.wait((answering, leaving))
                 self._readers.leave(running)
+                await _over(running)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -149,6 +141,36 @@ class LedgerServer:
             "rows": self._store.row_counts(),
             "checkpoints": self._notary.status(),
         }
+
+
+async def _stream(stream: Stream, receive: Receive, send: Send) -> None:
+    """Sends a result for as long as the client is there and takes it."""
+    answering = asyncio.ensure_future(stream.answer(send))
+    leaving = asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            answering.result()
+    except TimeoutError:
+        # The client takes nothing: its response stays without an end, and the connection is closed.
+        return
+    finally:
+        for task in (answering, leaving):
+            task.cancel()
+        # At the end of the process this is cancelled a second time; whoever calls gives the reader back all the same.
+        await asyncio.wait((answering, leaving))
+
+
+async def _over(running: Running) -> None:
+    """Waits until a statement has ended, unless the process ends.
+
+    One that was left can run on, in one of the few threads there are, for the engine looks between blocks of rows only
+    at whether it is to end. As long as it does, the turn is its key's.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    if not task.cancelling():
+        await asyncio.gather(asyncio.wrap_future(running.outcome), return_exceptions=True)
 
 
 async def _left(receive: Receive) -> None:

@@ -7,29 +7,33 @@ from contextlib import asynccontextmanager
 from ledger.access import Access
 
 PER_KEY_MAX = 2
-WAITING_MAX = 32
+WAITING_PER_KEY_MAX = 8
 WAIT_S = 30.0
 
 
 class Busy(Exception):
-    """Too many statements run or wait."""
+    """Too many statements of this key wait, or this one has waited too long."""
 
 
 class Turns:
-    """Gives each statement its turn; one key has at most two at a time, the home's own token as many as there are."""
+    """Gives each statement its turn; one key has at most two at a time, the home's own token as many as there are.
+
+    Who waits is counted for each key by itself, so none is turned away for what another sends.
+    """
 
     def __init__(self, running_max: int, *, wait_s: float = WAIT_S) -> None:
         self._wait_s = wait_s
         self._all = asyncio.Semaphore(running_max)
         self._by_key: dict[str, asyncio.Semaphore] = {}
         self._users: dict[str, int] = {}
-        self._waiting = 0
 
     @asynccontextmanager
     async def turn(self, access: Access) -> AsyncIterator[None]:
         """Waits for a turn and keeps it while the block lasts; Busy."""
         own = self._own(access)
         try:
+            if not access.is_home and self._users[access.name] > PER_KEY_MAX + WAITING_PER_KEY_MAX:
+                raise Busy
             await self._acquire(own)
             try:
                 yield
@@ -50,9 +54,6 @@ class Turns:
             del self._users[access.name], self._by_key[access.name]
 
     async def _acquire(self, own: asyncio.Semaphore) -> None:
-        if self._waiting >= WAITING_MAX:
-            raise Busy
-        self._waiting += 1
         try:
             async with asyncio.timeout(self._wait_s):
                 await own.acquire()
@@ -63,5 +64,3 @@ class Turns:
                     raise
         except TimeoutError:
             raise Busy from None
-        finally:
-            self._waiting -= 1

@@ -20,7 +20,7 @@ from clickhouse_connect.driver.exceptions import DatabaseError, Error
 
 from ledger.client import LedgerClient, QueryFailed, open_ledger
 from ledger.journal import Journal
-from ledger.turns import PER_KEY_MAX, WAITING_MAX
+from ledger.turns import PER_KEY_MAX, WAITING_PER_KEY_MAX
 
 ROWS = 900
 # More than fits between the engine and a client that does not read, and less than a key may have.
@@ -345,7 +345,7 @@ def test_a_key_whose_results_nobody_reads_keeps_nobody_else_waiting(ledger, home
 def test_too_many_at_once_are_turned_away_and_the_rest_served(ledger):
     stalled = [begun(ledger, WIDE, SECRET) for _ in range(PER_KEY_MAX)]
     found = []
-    asks = [lambda: found.append(answer(ledger, body=b"SELECT 1"))] * (WAITING_MAX + 3)
+    asks = [lambda: found.append(answer(ledger, body=b"SELECT 1"))] * (WAITING_PER_KEY_MAX + 3)
     threads = [threading.Thread(target=ask) for ask in asks]
     for thread in threads:
         thread.start()
@@ -353,11 +353,12 @@ def test_too_many_at_once_are_turned_away_and_the_rest_served(ledger):
     while len(found) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert {(status, said[:9]) for status, said in found} == {(503, b"Code: 202")}
+    assert answer(ledger, body=b"SELECT 1", secret=ALL_SECRET) == (200, b"1\n")
     for connection in stalled:
         connection.close()
     for thread in threads:
         thread.join()
-    assert sorted(status for status, _ in found) == [200] * WAITING_MAX + [503] * 3
+    assert sorted(status for status, _ in found) == [200] * WAITING_PER_KEY_MAX + [503] * 3
 
 
 def test_a_large_result_is_never_whole_in_memory(ledger, home):

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from ledger.access import Access, Keys
-from ledger.turns import PER_KEY_MAX, WAITING_MAX, Busy, Turns
+from ledger.turns import PER_KEY_MAX, WAITING_PER_KEY_MAX, Busy, Turns
 
 TOKEN = "the-home's-own"
 NOW_S = 1_000
@@ -145,19 +145,31 @@ def test_a_key_has_its_share_of_turns_and_no_more():
     asyncio.run(scene())
 
 
-def test_who_waits_too_long_or_behind_too_many_is_turned_away():
+def test_who_waits_too_long_is_turned_away():
     async def scene():
         turns = Turns(1, wait_s=0.05)
         home = Access("home", None, is_home=True)
         async with turns.turn(home):
             with pytest.raises(Busy):
                 await holding(turns, home, 0)
-        patient = Turns(1, wait_s=60)
-        async with patient.turn(home):
-            waiting = [asyncio.create_task(holding(patient, home, 0)) for _ in range(WAITING_MAX)]
+
+    asyncio.run(scene())
+
+
+def test_a_key_with_too_many_waiting_is_turned_away_and_others_and_the_home_are_not():
+    async def scene():
+        turns = Turns(1, wait_s=60)
+        many, other, home = Access("many", None), Access("other", None), Access("home", None, is_home=True)
+        async with turns.turn(other):
+            most = PER_KEY_MAX + WAITING_PER_KEY_MAX
+            waiting = [asyncio.create_task(holding(turns, many, 0)) for _ in range(most)]
+            waiting += [asyncio.create_task(holding(turns, home, 0)) for _ in range(10 * most)]
             await asyncio.sleep(0)
             with pytest.raises(Busy):
-                await holding(patient, home, 0)
-        await asyncio.gather(*waiting)
+                await holding(turns, many, 0)
+            waiting.append(asyncio.create_task(holding(turns, other, 0)))
+            await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            await asyncio.gather(*waiting)
 
     asyncio.run(scene())
