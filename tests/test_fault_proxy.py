@@ -16,7 +16,7 @@ from redis.exceptions import TimeoutError as TimedOut
 from tests.fault_proxy import FaultProxy
 from tests.redis_server import HOST, RedisServer
 
-TIMEOUT_S = 0.3
+TIMEOUT_S = 1.0
 HANG_S = 20.0
 NEVER_AGAIN: dict[str, Any] = {
     "retry": None,
