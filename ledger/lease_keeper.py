@@ -21,15 +21,16 @@ from ledger.book import Book, Crossing, Route
 from ledger.exchange_lines import tag_of
 from ledger.holds import Demand
 from ledger.leases import Leases
-from ledger.shard_names import SHARED, learn_names, name_all, name_shard, text
+from ledger.shard_names import NAMES, SHARED, learn_names, name_all, name_shard, text
 from ledger.shards import BadReply, Shard, channel
-from ledger.shared_grants import share_grants
+from ledger.shared_grants import GRANTS, share_grants
 from ledger.shared_store import CONNECTIONS_MAX, FAULTS, ServerClock, keeps_all, ticks_us
 from ledger.shares import Share
 
 SCRIPT = (Path(__file__).parent / "lua" / "exchange.lua").read_text(encoding="utf-8")
 TICK_S = 0.25
 BEAT_S = 4.0
+PROBE_S = 30.0
 SILENCE_S = 5.0
 FETCH_S = 0.5
 DRY_S = 0.05
@@ -84,6 +85,7 @@ class LeaseKeeper:
     _dry: dict[str, float] = field(default_factory=dict)
     _failures_in_row: int = 0
     _beat_at_s: float = 0.0
+    _probed_at_s: float = 0.0
     _is_probed: bool = False
 
     def __post_init__(self) -> None:
@@ -172,13 +174,12 @@ class LeaseKeeper:
         waiting, self._waiting = self._waiting, {}
         try:
             now_s = time.monotonic()
-            is_beat = now_s - self._beat_at_s >= BEAT_S
-            if is_beat or not self._is_probed:
+            if not self._is_probed or now_s - self._probed_at_s >= PROBE_S:
                 await self._probe()
-            if is_beat:
+                self._probed_at_s = now_s
+            if now_s - self._beat_at_s >= BEAT_S:
                 self._beat_at_s = now_s
-                await share_grants(self.client, self.book, self.clock.now_us() // US)
-                await learn_names(self.client, self.leases)
+                await self._meet()
             self.leases.collect(now_s)
             due = [shard for shard in self.leases.shards.values() if self.leases.is_pressing(shard, now_s)]
             names = self.leases.shard(SHARED)
@@ -255,6 +256,15 @@ class LeaseKeeper:
         if not isinstance(reply, list):
             raise BadReply(f"the store answered {reply!r:.100}")
         return reply
+
+    async def _meet(self) -> None:
+        """Learn what other replicas have begun and granted, and tell them of grants."""
+        async with self.client.pipeline(transaction=False) as pipeline:
+            pipeline.hgetall(GRANTS)
+            pipeline.scard(NAMES)
+            grants, count = await pipeline.execute()
+        await share_grants(self.client, self.book, self.clock.now_us() // US, grants)
+        await learn_names(self.client, self.leases, count)
 
     async def _probe(self) -> None:
         """Learn whether this Redis keeps what it has acknowledged."""

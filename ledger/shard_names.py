@@ -53,9 +53,9 @@ def known_tags(leases: Leases) -> list[str]:
     return list(leases.shards.keys() | {tag_of(counter.name) for counter in leases.book.every_counter()})
 
 
-async def learn_names(client: "Redis", leases: Leases) -> None:
-    """Begin here too what others have begun."""
-    if await client.scard(NAMES) != sum(shard.is_named for shard in leases.shards.values()):
+async def learn_names(client: "Redis", leases: Leases, count: int) -> None:
+    """Begin here too what others have begun, where there are not as many names as are known here."""
+    if count != sum(shard.is_named for shard in leases.shards.values()):
         learn(leases, await client.smembers(NAMES))
 
 

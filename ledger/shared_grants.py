@@ -1,6 +1,8 @@
 """Grants of a shared book: each replica tells the others of those made at it."""
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import orjson
 from redis.asyncio import Redis
@@ -15,9 +17,8 @@ GRANTS = "bursar:{shared}:grants"
 _NUMBERS = ("amount", "expires_at_s")
 
 
-async def share_grants(client: "Redis", book: Book, now_s: int) -> None:
-    """Learn of the grants of others, tell them of those known here, and forget those that have expired."""
-    said = await client.hgetall(GRANTS)
+async def share_grants(client: "Redis", book: Book, now_s: int, said: Mapping[Any, Any]) -> None:
+    """Take the grants that the store has, tell it of those known here alone, and let those go that have expired."""
     known = {text(grant_id): _grant(value) for grant_id, value in said.items()}
     for grant in list(known.values())[:GRANTS_MAX]:
         if grant is not None and grant.expires_at_s > now_s:

@@ -56,15 +56,20 @@ async def keeps_all(client: "Redis") -> bool:
 
     Raises BadReply where it may evict what was spent.
     """
-    memory = await client.info("memory")
+    async with client.pipeline(transaction=False) as pipeline:
+        pipeline.info("memory")
+        pipeline.info("replication")
+        pipeline.config_get("*append*")
+        memory, replication, said = await pipeline.execute(raise_on_error=False)
+    for answer in (memory, replication):
+        if isinstance(answer, Exception):
+            raise answer
     if memory.get("maxmemory", 0) and memory.get("maxmemory_policy") != "noeviction":
         raise BadReply("Redis may evict counters, and what was spent on them: set its maxmemory-policy noeviction")
-    try:
-        said = await client.config_get("*append*")
-    except ResponseError:
+    if isinstance(said, ResponseError):
         return False
     facts = {text(key): text(value) for key, value in said.items()}
-    return SYNCED.items() <= facts.items() and _stands_alone(await client.info("replication"))
+    return SYNCED.items() <= facts.items() and _stands_alone(replication)
 
 
 def connect(url: str, timeout_ms: int, password: str | None) -> tuple["Redis", "Redis"]:
