@@ -270,6 +270,28 @@ def test_sigterm_ships_the_rest_and_leaves_no_port_file(tmp_path, make_journal, 
         assert status["rows"]["usage"] == 50
 
 
+def test_sigterm_ends_a_process_in_which_a_statement_goes_on_that_nothing_ends(tmp_path):
+    """The engine would end it between blocks of rows, of which it has one; whoever asked has left."""
+    endless = (
+        "SELECT count() FROM numbers(2000) "
+        "WHERE repeat('a', 200000 + number % 2) ILIKE concat('%', repeat('a', 50000), 'b%')"
+    )
+    with open_ledger(tmp_path, f"chdb://{tmp_path}/ledger") as client:
+        pid = json.loads((tmp_path / "run" / "ledger.json").read_text())["pid"]
+        connection = http.client.HTTPConnection(*client.address, timeout=2)
+        connection.request("POST", "/", endless, {"X-ClickHouse-Key": token(tmp_path)})
+        with pytest.raises(TimeoutError):
+            connection.getresponse()
+        connection.close()
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + 60
+        while Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    with open_ledger(tmp_path, f"chdb://{tmp_path}/ledger") as client:
+        assert client.rows("SELECT 1 AS one") == [{"one": 1}]
+
+
 def test_a_ledger_opened_for_a_while_ends_with_whoever_opened_it(tmp_path):
     code = (
         "import os, sys; from pathlib import Path; from ledger.client import open_ledger; home = Path(sys.argv[1])\n"

@@ -1,5 +1,8 @@
 """A Redis that ends and comes back, with what it knew or without: nothing is leased twice either way."""
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import pytest
 import redis
 
@@ -16,6 +19,22 @@ NOW_S = 1_772_323_200
 LIMIT = 100
 BUDGET = Budget("b", "finance", (("org", "acme"),), "tokens", LIMIT, parse_window("day"))
 SEARCH = Subject("acme", "search", "web", "", "k1", "", "small", "sim")
+
+
+class Always(NamedTuple):
+    """A server that syncs every write, and how it is asked at the test's time."""
+
+    server: RedisServer
+    clock: Clock
+    ask: Ask
+
+
+@pytest.fixture
+def always() -> Iterator[Always]:
+    clock = Clock()
+    clock.follow(NOW_S)
+    with RedisServer("always") as server, redis.Redis.from_url(server.url) as client:
+        yield Always(server, clock, asks(client, clock))
 
 
 def pair(ask: Ask, clock: Clock, *, is_durable: bool) -> list[Replica]:
@@ -71,52 +90,43 @@ def test_a_server_that_may_have_forgotten_leases_nothing_until_all_have_joined_a
         assert greedy([first, second], ask) == LIMIT
 
 
-def test_a_server_that_syncs_every_write_goes_on_in_the_same_epoch() -> None:
-    clock = Clock()
-    clock.follow(NOW_S)
-    with RedisServer("always") as server, redis.Redis.from_url(server.url) as client:
-        ask = asks(client, clock)
-        first, second = pair(ask, clock, is_durable=True)
-        epoch = first.leases.shard("acme").epoch
-        server.kill()
-        server.start()
-        assert taken(first, ask, 20) == 20, "the other need not be heard"
-        assert first.leases.shard("acme").epoch == epoch
-        assert greedy([first, second], ask) == LIMIT
+def test_a_server_that_syncs_every_write_goes_on_in_the_same_epoch(always: Always) -> None:
+    server, clock, ask = always
+    first, second = pair(ask, clock, is_durable=True)
+    epoch = first.leases.shard("acme").epoch
+    server.kill()
+    server.start()
+    assert taken(first, ask, 20) == 20, "the other need not be heard"
+    assert first.leases.shard("acme").epoch == epoch
+    assert greedy([first, second], ask) == LIMIT
 
 
-def test_a_server_that_once_did_not_sync_is_not_believed_after_a_restart_that_makes_it() -> None:
-    clock = Clock()
-    clock.follow(NOW_S)
-    with RedisServer("always") as server, redis.Redis.from_url(server.url) as client:
-        ask = asks(client, clock)
-        first, second = pair(ask, clock, is_durable=True)
-        epoch = first.leases.shard("acme").epoch
-        for is_durable in (False, True):
-            first.leases.is_durable = is_durable
-            taken(first, ask, 1)
-        server.kill()
-        server.start()
-        assert taken(first, ask, 20) == 0
-        assert first.leases.shard("acme").epoch != epoch
-        second.exchange(ask, NOW_S)
-        assert greedy([first, second], ask) == LIMIT
+def test_a_server_that_once_did_not_sync_is_not_believed_after_a_restart_that_makes_it(always: Always) -> None:
+    server, clock, ask = always
+    first, second = pair(ask, clock, is_durable=True)
+    epoch = first.leases.shard("acme").epoch
+    for is_durable in (False, True):
+        first.leases.is_durable = is_durable
+        taken(first, ask, 1)
+    server.kill()
+    server.start()
+    assert taken(first, ask, 20) == 0
+    assert first.leases.shard("acme").epoch != epoch
+    second.exchange(ask, NOW_S)
+    assert greedy([first, second], ask) == LIMIT
 
 
-def test_an_answer_lost_with_the_server_is_given_again_when_it_comes_back() -> None:
-    clock = Clock()
-    clock.follow(NOW_S)
-    with RedisServer("always") as server, redis.Redis.from_url(server.url) as client:
-        ask = asks(client, clock)
-        first, second = pair(ask, clock, is_durable=True)
-        shard, route = first.leases.shard("acme"), first.book.route(SEARCH, NOW_S)
-        demand = Demand(Amounts(tokens=25), Amounts(), 0, 0)
-        first.leases.want(route, demand)
-        answer = ask(first.leases.build(shard, [(route, demand)], NOW_S, first.at_s))  # which does not arrive
-        server.kill()
-        server.start()
-        again = ask(first.leases.build(shard, [], NOW_S, first.at_s))
-        assert again == answer
-        first.leases.apply(shard, again, NOW_S)
-        assert isinstance(first.book.hold(route, demand, uuid7(), {}, NOW_S * MILLION, 60), Hold)
-        assert greedy([first, second], ask) == LIMIT
+def test_an_answer_lost_with_the_server_is_given_again_when_it_comes_back(always: Always) -> None:
+    server, clock, ask = always
+    first, second = pair(ask, clock, is_durable=True)
+    shard, route = first.leases.shard("acme"), first.book.route(SEARCH, NOW_S)
+    demand = Demand(Amounts(tokens=25), Amounts(), 0, 0)
+    first.leases.want(route, demand)
+    answer = ask(first.leases.build(shard, [(route, demand)], NOW_S, first.at_s))  # which does not arrive
+    server.kill()
+    server.start()
+    again = ask(first.leases.build(shard, [], NOW_S, first.at_s))
+    assert again == answer
+    first.leases.apply(shard, again, NOW_S)
+    assert isinstance(first.book.hold(route, demand, uuid7(), {}, NOW_S * MILLION, 60), Hold)
+    assert greedy([first, second], ask) == LIMIT
