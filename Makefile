@@ -6,7 +6,9 @@ BUNDLE := rego
 PYTEST = $(BIN)/pytest -q -n 3 --dist loadfile $(or $(ARGS),tests --ignore=tests/e2e)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup redis run compile test compiled check e2e soak load bench clean
+# What .ci/opa.py has built is found as if it were installed.
+export PATH := $(CURDIR)/build/bin:$(PATH)
+.PHONY: help setup redis opa run compile test compiled check e2e soak load bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/\1	\2/p' Makefile | expand -t 10
@@ -17,6 +19,9 @@ setup: ## make .venv from requirements-dev.lock; the other targets do it by them
 
 redis: setup # the tests' own: found, or as root installed
 	@$(BIN)/python .ci/redis.py
+
+opa: setup ## opa and regal for the policies: found, or built where Go is; `check` uses them, and `e2e` needs them
+	@$(BIN)/python .ci/opa.py
 
 run: setup ## serve with demo traffic and its ledger report; ARGS=--once exits after the report
 	@$(BIN)/bursar up --demo $(ARGS)
@@ -40,7 +45,7 @@ check: setup ## lint, types, layers, policies and the shipped configuration
 	$(BIN)/bursar policy test --bundle $(BUNDLE)
 	$(BIN)/bursar config check --config gateway/demo.yaml
 
-e2e: compile redis ## real traffic through vLLM on CPU (its own environment, 5 GB, on the first run)
+e2e: compile redis opa ## real traffic through vLLM on CPU (its own environment, 5 GB, on the first run)
 	$(BIN)/python tests/e2e/vllm_environment.py
 	$(BIN)/pytest -q tests/e2e
 
@@ -52,7 +57,7 @@ soak: setup redis ## kill and simulate far longer than the tests do: SEEDS=10000
 load: compile ## half a minute of Locust against an instance of its own; every account must agree at the end
 	$(BIN)/python -m tests.load.run
 
-bench: compile redis ## measure against references in the same run; ONLY=name for one row
+bench: compile redis opa ## measure against references in the same run; ONLY=name for one row
 	$(BIN)/python -m bench --only "$(ONLY)"
 
 clean: ## remove environments, caches and build results; the home .bursar/ stays

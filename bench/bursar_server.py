@@ -17,7 +17,7 @@ from bench.server import Pids, Process
 from bench.workload import MODEL
 
 START_TIMEOUT_S: Final = 60.0
-RULES: Final = Path("rego") / "bursar" / "admission" / "admission.rego"
+BUNDLE: Final = Path("rego")
 PLENTY: Final = 10**15
 
 
@@ -69,14 +69,14 @@ class BursarServer:
         return run
 
     def _write_bundle(self) -> None:
-        """The shipped rules over a table that offers the benchmark's model to the benchmark's team."""
-        bundle = self._folder / "rego" / "bursar" / "admission"
-        bundle.mkdir(parents=True)
-        shutil.copy(RULES, bundle)
-        table = json.loads(RULES.with_name("data.json").read_text())
+        """The shipped policies over a table that offers the benchmark's model to the benchmark's team."""
+        folder = self._folder / "rego"
+        shutil.copytree(BUNDLE, folder, ignore=shutil.ignore_patterns("*_test.rego"))
+        path = folder / "bursar" / "admission" / "data.json"
+        table = json.loads(path.read_text())
         row = {"offers": {MODEL: "small"}, "run_depth_max": 4, "blocked_tools": {}}
         table["rows"]["acme"]["bench"] = {"*": row}
-        (bundle / "data.json").write_text(json.dumps(table))
+        path.write_text(json.dumps(table))
 
 
 def configuration(upstream_url: str) -> dict[str, Any]:

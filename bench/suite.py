@@ -2,11 +2,13 @@
 
 from typing import Final
 
-from bench import gateway_rows, lease_rows, ledger_rows, room_rows
+from bench import gateway_rows, lease_rows, ledger_rows, opa_rows, reload_rows, room_rows
 from bench.harness import Benchmark
 
 SUITE: Final = (
     Benchmark(("policy_hit_us", "policy_miss_us"), room_rows.policy),
+    Benchmark(("policy_opa_miss_p99_ms",), opa_rows.misses),
+    Benchmark(("policy_reload_stall_ms", "policy_no_reload_stall_ms"), reload_rows.stall),
     Benchmark(("hold_settle_memory_us",), room_rows.hold_settle),
     Benchmark(("hold_settle_lease_us",), room_rows.hold_settle_lease),
     Benchmark(("lease_requests_per_round_trip",), lease_rows.round_trips),

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from domain.decision import Decision, Obligations
+from domain.decision import Decision
 from domain.ids import uuid7
 from domain.intent import Intent
 from domain.prices import Prices
@@ -15,7 +15,7 @@ from ledger.book import Route
 from ledger.budgets import Subject
 from ledger.holds import Demand, Hold, Shortfall
 from ledger.journal import JournalError
-from policy.port import PolicyUnavailable
+from policy.port import PolicyInput
 from runtime.client import RuntimeClient
 
 US = 1_000_000
@@ -52,11 +52,27 @@ class Lack(NamedTuple):
     demand: Demand
 
 
-def attempt(of: Governance, ask: Ask, model: str, *, is_last: bool, is_sure: bool = True) -> Admitted | Refusal | Lack:
+class Undecided(NamedTuple):
+    """What policy has to be asked before the attempt can go on."""
+
+    given: PolicyInput
+
+
+class Known(NamedTuple):
+    """What policy has just answered."""
+
+    given: PolicyInput
+    decision: Decision
+
+
+def attempt(
+    of: Governance, ask: Ask, model: str, known: Known | None, *, is_last: bool, is_sure: bool = True
+) -> Admitted | Refusal | Lack | Undecided:
     """Try one model: its policy decision, a healthy runtime and a hold on every budget, journalled.
 
-    Over a shared book an attempt that is not the last holds all that was asked from leases, or says what they lack; and
-    unless `is_sure`, what is lacking here may be elsewhere.
+    Nothing in it waits, so that what it found out holds until it ends. Over a shared book an attempt that is not the
+    last holds all that was asked from leases, or says what they lack; and unless `is_sure`, what is lacking here may
+    be elsewhere.
     """
     intent, now_us = ask.intent, of.now_us()
     offer = of.catalogue.offers.get(model)
@@ -65,12 +81,11 @@ def attempt(of: Governance, ask: Ask, model: str, *, is_last: bool, is_sure: boo
         return refusal or errors.unknown_model(model)
     runtime = offer.pick_runtime()
     route = of.book.route(_subject(intent, model, runtime or offer.runtimes[0]), now_us // US)
-    try:
-        decision = of.decide(intent, model, route.headroom(now_us // US))
-    except PolicyUnavailable as error:
-        return Refusal(errors.POLICY_UNAVAILABLE, f"The policy could not be evaluated: {error}.")
-    except JournalError:
-        return errors.journal_unavailable()
+    given = of.policy_input(intent, model, route.headroom(now_us // US))
+    ask.row["risk_level"] = given.risk_level
+    decision = known.decision if known is not None and known.given == given else of.decider.cached(given)
+    if decision is None:
+        return Undecided(given)
     refusal = _forbidden(of, intent, decision) or (None if runtime else errors.unhealthy(model, decision))
     if refusal is not None or runtime is None:
         return refusal or errors.unhealthy(model, decision)
@@ -104,7 +119,7 @@ def _hold(
         if not is_sure and hold.asked <= hold.limit:
             hold = replace(hold, is_cut_off=True)
         return errors.short_of_budget(hold, now_us // US, decision)
-    degraded = _degraded(intent, offer, obligations, hold.cap)
+    degraded = _degraded(intent, offer, decision, hold.cap)
     members = rows.hold(row, hold, demand, decision, prices.version, offer.model, runtime.spec.id, degraded)
     try:
         of.journal.append("hold", rows.opened(hold, now_us), members)
@@ -154,9 +169,11 @@ def _forbidden(of: Governance, intent: Intent, decision: Decision) -> Refusal | 
     return None
 
 
-def _degraded(intent: Intent, offer: Offer, obligations: Obligations, cap: int) -> tuple[str, ...]:
+def _degraded(intent: Intent, offer: Offer, decision: Decision, cap: int) -> tuple[str, ...]:
     """What the caller gets less of than it asked: each named in `x-bursar-degraded`."""
-    degraded = []
+    obligations, degraded = decision.obligations, []
+    if decision.is_last_known_good:
+        degraded.append("policy")
     if offer.model != intent.model:
         degraded.append("model")
     if cap < offer.output_cap(intent.max_output_tokens, intent.input_bound):

@@ -2,24 +2,29 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import aiohttp
 import orjson
 from redis.asyncio import Redis
 
 from domain.charges import Charge
-from domain.decision import Decision
 from domain.ids import uuid7
-from gateway.composition import budgets_of, bundle_of, catalogue_of, specs_of
+from gateway.composition import budgets_of, catalogue_of, specs_of
 from gateway.config import Config
 from gateway.config_file import LoadedConfig
 from gateway.governance import Governance
 from gateway.home import Home
+from gateway.noticing import Noticing
 from gateway.pseudonyms import Pseudonyms
+from gateway.quality import Sampler, by_process
 from gateway.recent import Recent
 from gateway.repeats import Repeats
+from gateway.risks import SCORING_APPLIED, Risks
+from gateway.signals import Signals
+from gateway.tool_calls import ToolLog
 from gateway.views import remaining
 from gateway.waiting import Waiting
 from gateway.webhooks import Webhooks
@@ -34,7 +39,9 @@ from ledger.sequences import Sequences
 from ledger.shared_store import ServerClock, connect
 from observability import names
 from observability.metrics import Metrics
-from policy.decider import Decider, load_engine
+from policy.checks.process import CheckProcess
+from policy.decider import Decider, Recorded
+from policy.port import Engine
 from runtime.client import RuntimeClient
 
 US = 1_000_000
@@ -53,11 +60,12 @@ HAVING amount != 0
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A rebuilt book with its journal; `ownerless` holds were left by a process that died."""
+    """A rebuilt book with its journal, and risk as it stood; `ownerless` holds were left by a process that died."""
 
     book: Book
     journal: Journal
     sequences: Sequences
+    risks: Risks
     ownerless: int
 
 
@@ -81,6 +89,8 @@ def open_book(
     now_s = now_us() // US
     is_shared = config.book.is_shared
     book, sequences = Book(budgets_of(config, pseudonyms), now_s, is_shared=is_shared), Sequences()
+    risks = Risks()
+    risks.now_us = now_us
     directory = writer_directory(home, replica)
     # A kill can fall between the folder and its first segment, which holds the first snapshot.
     is_new = not directory.exists() or not segment_paths(directory)
@@ -91,14 +101,19 @@ def open_book(
         segment_bytes=config.ledger.segment_bytes,
         fsync_interval_ms=config.ledger.fsync_interval_ms,
         bytes_max=config.ledger.journal_bytes_max,
-        snapshot=lambda: {**recovery.snapshot(book), "org_seqs": sequences.snapshot()},
+        snapshot=lambda: {
+            **recovery.snapshot(book),
+            "org_seqs": sequences.snapshot(),
+            "risks": risks.snapshot(),
+        },
     )
     try:
-        ownerless = 0 if is_new else recovery.rebuild(book, replay_from_snapshot(directory), now_s, sequences)
+        records = () if is_new else replay_from_snapshot(directory)
+        ownerless = 0 if is_new else recovery.rebuild(book, records, now_s, sequences, (risks.replay,))
     except OSError as failed:
         journal.close()
         raise JournalFailed(f"{directory}: {failed.strerror}; mend the disk, then start again") from failed
-    return Opened(book, journal, sequences, ownerless)
+    return Opened(book, journal, sequences, risks, ownerless)
 
 
 def writer_directory(home: Home, replica: str = REPLICA) -> Path:
@@ -135,16 +150,25 @@ def keeper_of(opened: Opened, config: Config, link: Link) -> LeaseKeeper:
 
 
 def governance_of(
-    opened: Opened, home: Home, loaded: LoadedConfig, clients: Mapping[str, RuntimeClient], metrics: Metrics
+    opened: Opened,
+    loaded: LoadedConfig,
+    clients: Mapping[str, RuntimeClient],
+    metrics: Metrics,
+    engine: Engine,
+    checks: CheckProcess,
 ) -> Governance:
-    """The governance of a worker over open runtime clients; raises Unready or BundleError when something is missing."""
+    """The governance of a worker over open runtime clients, a policy engine and a process of checks; raises Unready."""
     config, limits = loaded.config, loaded.config.limits
     journal = opened.journal
     decider = Decider(
-        load_engine(bundle_of(loaded)),
+        engine,
         cache_max=config.policy.cache_max,
-        on_new_decision=lambda decision: record_decision(journal, len(opened.book.holds), decision),
+        record=lambda recorded: record_decision(journal, len(opened.book.holds), recorded),
+        last_known_good_s=config.policy.last_known_good_s,
     )
+    risks = opened.risks
+    signals = Signals(journal, lambda: of.has_room(), lambda: of.now_us(), risks.consume)
+    tools = ToolLog(journal, lambda: of.has_room(), lambda: of.now_us())
     of = Governance(
         book=opened.book,
         journal=journal,
@@ -156,10 +180,21 @@ def governance_of(
         waiting=Waiting(limits.queued_max),
         recent=Recent(),
         repeats=Repeats(limits.repeats_max, limits.repeats_bytes_max, int(limits.repeats_ttl_s * US)),
+        risks=risks,
+        noticing=Noticing(signals, tools, Sampler(signals, config.quality, by_process(checks)), risks.is_outburst),
         hold_ttl_s=config.book.hold_ttl_s,
     )
+    risks.on_change = of.announce_risk
+    risks.on_scoring = partial(record_scoring, of)
     watch(of)
     return of
+
+
+def record_scoring(of: Governance, scoring: dict[str, Any]) -> None:
+    """Write the scoring that risk goes by from now on, so that it can be told again from the journal."""
+    now_us = of.now_us()
+    row = {"ts_us": now_us, "event_id": uuid7(now_us // 1000), "action": SCORING_APPLIED, "actor": "policy"}
+    of.journal.append("control", {**row, "subject": "risk", "digest": "", "detail": scoring})
 
 
 async def open_clients(
@@ -176,13 +211,17 @@ async def open_clients(
     return clients
 
 
-def record_decision(journal: Journal, open_holds: int, decision: Decision) -> None:
+def record_decision(journal: Journal, open_holds: int, recorded: Recorded) -> None:
     """Write the input and the answer of a policy evaluation, so that it can be explained later.
 
     JournalFull where the room that is left belongs to the settlements of the holds that are open.
     """
+    decision = recorded.decision
     obligations = decision.obligations
     record = {
+        "entry": recorded.entry,
+        "is_shadow": recorded.is_shadow,
+        "engine_decision_id": decision.engine_decision_id,
         "decision_id": decision.decision_id,
         "input_digest": decision.input_digest,
         "policy_revision": decision.revision,

@@ -1,6 +1,7 @@
 """Calls: send an admitted request to its runtime, pass the answer on, and settle what was seen of it."""
 
 import asyncio
+import math
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -10,17 +11,21 @@ import orjson
 
 from gateway import errors, flow
 from gateway.admission import Admitted
+from gateway.answers import Collector
 from gateway.errors import ErrorKind, Refusal
 from gateway.flow import Outcome
 from gateway.forward import Forwarder
 from gateway.governance import Governance
 from gateway.live import LiveCall
 from gateway.metering import Observed
+from gateway.noticing import Noticing
 from gateway.repeats import Answer
 from gateway.replies import Headers, Send, governed_headers, send_refusal, send_whole
 from gateway.requests import Endpoint
+from gateway.verification import Verification, Verifier
+from gateway.withheld import Withheld
 from ledger.holds import State
-from runtime.openai.sse import Meter
+from runtime.openai.sse import Meter, shown
 from runtime.openai.usage import produced_bytes, read_report
 from runtime.port import Garbage, Lost, RuntimeFailure, Unreachable
 from runtime.wire import Response
@@ -45,12 +50,19 @@ _STOPPED: dict[str, tuple[str, ErrorKind, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What every call of one worker needs: governance, and the bounds of an answer."""
+    """What every call of one worker needs: governance, the bounds of an answer, and what verifies it.
+
+    Where decisions oblige checks and there is no `verifier`, nothing is sent. `is_exempt` is for answers that only the
+    gateway reads. `noticing` reads along with some answers.
+    """
 
     of: Governance
     forwarder: Forwarder
     event_bytes_max: int
     response_bytes_max: int
+    verifier: Verifier | None = None
+    is_exempt: bool = False
+    noticing: Noticing | None = None
 
     def call(
         self,
@@ -80,6 +92,9 @@ class _Call:
         self.live = live
         self.meter: Meter | None = None
         self.response: Response | None = None
+        self.verification: Verification | None = None
+        self.whole: Observed | None = None
+        self.collector: Collector | None = None
         self.sent = False
         self.started = False
         self.ttft_us = 0
@@ -90,6 +105,11 @@ class _Call:
         live.deadline_s = time.monotonic() + runtime.spec.first_byte_timeout_s
         runtime.in_flight += 1
         try:
+            if self.admitted.decision.obligations.verify and not self.caller.is_exempt:
+                refusal = await self._oblige(body)
+                if refusal is not None:
+                    flow.void(self.of, self.admitted)
+                    return refusal
             self.response = await self._send(body, traceparent)
             await self._answer(self.response)
         except Unreachable as unreachable:
@@ -114,16 +134,34 @@ class _Call:
             runtime.in_flight -= 1
         return None
 
+    async def _oblige(self, body: dict[str, Any]) -> Refusal | None:
+        """Begin the verification that policy obliges; a refusal where the answer could not be verified."""
+        verifier, live, decision = self.caller.verifier, self.live, self.admitted.decision
+        if verifier is None:
+            return Refusal(
+                errors.POLICY_UNAVAILABLE, "The policy obliges checks, and none is set up.", decision=decision
+            )
+        deadline_s, live.deadline_s = live.deadline_s, math.inf
+        begun = await verifier.begin(self.admitted, body)
+        live.deadline_s = deadline_s
+        if isinstance(begun, Refusal):
+            return begun
+        if begun.names:
+            self.verification = begun
+        return None
+
     def _send(self, body: dict[str, Any], traceparent: bytes | None) -> Coroutine[Any, Any, Response]:
         forwarder, intent = self.caller.forwarder, self.admitted.ask.intent
         if intent.stream:
-            show_final, show_all = _shown(body)
+            show_final, show_all = shown(body)
             self.meter = Meter(
                 choices=intent.choices,
                 show_final=show_final,
                 show_all=show_all,
                 event_bytes_max=self.caller.event_bytes_max,
             )
+        if self.caller.noticing is not None:
+            self.collector = self.caller.noticing.collector(intent, body, generates=self.endpoint.generates)
         headers = forwarder.headers(self.admitted, traceparent)
         payload = forwarder.body(self.admitted, body)
         self.sent = True
@@ -132,9 +170,11 @@ class _Call:
     def _answer(self, response: Response) -> Coroutine[Any, Any, None]:
         if response.status != 200:
             return self._pass_error(response)
-        if self.meter is not None:
-            return self._stream(response, self.meter)
-        return self._whole(response)
+        if self.meter is None:
+            return self._whole(response)
+        if self.verification is not None:
+            return self._withhold(response, self.meter, self.verification)
+        return self._stream(response, self.meter)
 
     async def _drain(self) -> None:
         """Take in what the runtime has already sent: a report that lies unread would be charged short."""
@@ -162,6 +202,8 @@ class _Call:
                 self.started = True
                 await send({"type": "http.response.start", "status": 200, "headers": _SSE + self._headers()})
             out = meter.feed(data)
+            if self.collector is not None:
+                self.collector.feed(out)
             if meter.done:
                 self._settle_stream(meter)
             live.deadline_s = time.monotonic() + idle_s
@@ -174,6 +216,57 @@ class _Call:
             raise Lost(f"runtime {self.admitted.runtime.spec.id} ended the stream before it was complete")
         self._settle_stream(meter)
         await send({"type": "http.response.body", "body": rest})
+
+    async def _withhold(self, response: Response, meter: Meter, verification: Verification) -> None:
+        """A stream of which each event waits until its text has been verified."""
+        live, idle_s = self.live, self.admitted.runtime.spec.idle_timeout_s
+        withheld = Withheld(verification.granularity, self.caller.response_bytes_max)
+        refusal: Refusal | None = None
+        while not meter.done and (data := await response.read_any()):
+            self.ttft_us = self.ttft_us or self.of.now_us() - self.admitted.ask.arrived_us
+            out = meter.feed(data)
+            withheld.feed(out)
+            if self.collector is not None:
+                self.collector.feed(out)
+            texts = withheld.due()
+            if texts:
+                live.deadline_s = math.inf
+                refusal = await verification.texts(texts)
+                if refusal is not None:
+                    await self._withdraw(refusal, meter)
+                    return
+            live.deadline_s = time.monotonic() + idle_s
+            await self._release(withheld.passed(), is_last=False)
+        withheld.feed(meter.finish())
+        if not meter.done:
+            raise Lost(f"runtime {self.admitted.runtime.spec.id} ended the stream before it was complete")
+        live.deadline_s = math.inf
+        refusal = await verification.finish(
+            withheld.choices, withheld.rest(), lambda: Answer(_SSE + self._headers(), withheld.held)
+        )
+        if refusal is not None:
+            await self._withdraw(refusal, meter)
+            return
+        self._settle_stream(meter)
+        live.deadline_s = time.monotonic() + idle_s
+        await self._release(withheld.all_passed(), is_last=True)
+
+    async def _release(self, out: bytes, *, is_last: bool) -> None:
+        if not out and not is_last:
+            return
+        self.live.on_client = True
+        if not self.started:
+            self.started = True
+            await self.send({"type": "http.response.start", "status": 200, "headers": _SSE + self._headers()})
+        await self.send({"type": "http.response.body", "body": out, "more_body": not is_last})
+        self.live.on_client = False
+
+    async def _withdraw(self, refusal: Refusal, meter: Meter) -> None:
+        """End a stream of which something may not be released, at the runtime too, and charge what it produced."""
+        await self._drain()
+        if self.response is not None:
+            self.response.close()
+        await self._say(refusal, self._seen(is_complete=meter.done and meter.error is None))
 
     def _settle_stream(self, meter: Meter) -> None:
         if meter.error is None:
@@ -190,16 +283,36 @@ class _Call:
             raise Garbage("the answer is not JSON") from error
         if not isinstance(answer, dict):
             raise Garbage("the answer is not a JSON object")
+        if self.collector is not None:
+            self.collector.whole(answer)
         report = read_report(answer.get("usage"))
         choices = answer.get("choices")
         produced = sum(map(produced_bytes, choices)) if report is None and isinstance(choices, list) else 0
-        self._settle(Observed(sent=True, is_complete=True, report=report, produced=produced), "ok")
+        seen = Observed(sent=True, is_complete=True, report=report, produced=produced)
+        if self.verification is not None:
+            refusal = await self._verify(self.verification, answer, data, seen)
+            if refusal is not None:
+                await self._say(refusal, seen)
+                return
+        self._settle(seen, "ok")
         headers = [_JSON, (b"content-length", b"%d" % len(data)), *self._headers()]
         if self.live.attempt is not None:
             self.live.attempt.answer = Answer(headers, data)
         self.started = True
         if not self.live.connection.respond(200, headers, data):
             await send_whole(self.send, 200, headers, data)
+
+    async def _verify(
+        self, verification: Verification, answer: dict[str, Any], data: bytes, seen: Observed
+    ) -> Refusal | None:
+        """Why a whole answer may not be released; None where it may."""
+        self.whole = seen
+        self.live.deadline_s = math.inf
+
+        def kept() -> Answer:
+            return Answer([_JSON, (b"content-length", b"%d" % len(data)), *self._headers()], data)
+
+        return await verification.whole(answer, kept, generates=self.endpoint.generates)
 
     async def _pass_error(self, response: Response) -> None:
         """The runtime answered with an error of its own: complete, so nothing is charged unless it reported usage."""
@@ -209,6 +322,7 @@ class _Call:
         self.of.metrics.upstream_error(runtime, f"http_{status // 100}xx")
         if status in _PASSED_ON and isinstance(answer.get("error"), dict):
             self._settle(seen, "failed", errors.UPSTREAM_ERROR._replace(status=status))
+            self.verification = None  # it is no answer, and nothing of it has been verified
             headers = [_JSON, (b"content-length", b"%d" % len(data)), *self._headers()]
             await send_whole(self.send, status, headers, data)
             return
@@ -239,7 +353,7 @@ class _Call:
     def _seen(self, *, is_complete: bool) -> Observed:
         meter = self.meter
         if meter is None:
-            return Observed(self.sent, is_complete)
+            return self.whole or Observed(self.sent, is_complete)
         try:
             report = meter.report
         except Garbage:
@@ -255,6 +369,10 @@ class _Call:
         flow.settle(self.of, self.admitted, outcome)
         if self.live.attempt is not None:
             self.live.attempt.is_served = status == "ok"
+        noticing, verification = self.caller.noticing, self.verification
+        if noticing is not None and self.collector is not None and status == "ok":
+            is_ruled = verification is not None and verification.rules_tools
+            noticing.answered(self.admitted.hold.row, self.collector, is_ruled=is_ruled)
 
     async def _read(self, response: Response) -> bytes:
         whole = bytearray()
@@ -268,14 +386,10 @@ class _Call:
             raise Garbage(f"the answer is larger than {self.caller.response_bytes_max} bytes")
 
     def _headers(self) -> Headers:
-        return governed_headers(self.admitted, self.of.now_us() // _US)
-
-
-def _shown(body: dict[str, Any]) -> tuple[bool, bool]:
-    """Which usage chunks the client asked to see: the final one, and those in every chunk."""
-    options = body.get("stream_options") or {}
-    show_final = bool(options.get("include_usage"))
-    return show_final, show_final and bool(options.get("continuous_usage_stats"))
+        headers = governed_headers(self.admitted, self.of.now_us() // _US)
+        if self.verification is not None:
+            headers.append(self.verification.header)
+        return headers
 
 
 def _object(data: bytes) -> dict[str, Any]:

@@ -48,8 +48,11 @@ def catalogue_of(loaded: LoadedConfig, clients: Mapping[str, RuntimeClient]) -> 
 
 
 def bundle_of(loaded: LoadedConfig) -> Path:
-    """The folder of the policy bundle: the configured one, or the one shipped with Bursar."""
-    folder = loaded.config.policy.folder
+    """The folder of the policy bundle: the configured one, or the one shipped with Bursar; Unready where OPA has it."""
+    policy = loaded.config.policy
+    if policy.is_remote:
+        raise Unready(f"policy.url is {policy.url}: name a bundle's folder with --bundle")
+    folder = policy.folder
     return loaded.path.parent / folder if folder else SHIPPED_BUNDLE
 
 

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from domain.amounts import Resource
 from domain.prices import GpuRate, Prices
+from gateway.approvals_config import ApprovalRules
 from gateway.config_values import (
     DAY_S,
     GIB,
@@ -30,7 +31,10 @@ from gateway.config_values import (
     Whole,
     unique,
 )
+from gateway.objectives import Slos
 from gateway.offers import Model, Runtime
+from gateway.quality_config import Quality
+from gateway.verification_config import Verify
 from ledger.client import NOT_LOOPBACK, is_loopback
 from ledger.exports import TargetRefused, target_of
 from ledger.http_session import server_of
@@ -120,20 +124,37 @@ class Book(Section):
 
 
 class Policy(Section):
-    """Where policies are decided; a relative bundle folder is relative to the configuration file."""
+    """Where policies are decided; a relative bundle folder is relative to the configuration file.
+
+    `shadow` is a second bundle that decides too and is only recorded; `token_env` names what an OPA server asks for.
+    """
 
     url: Annotated[str, Field(max_length=4096)] = "embedded:"
     cache_max: Count = 10_000
-    timeout_ms: Annotated[Whole, Field(gt=0, le=60_000)] = 50
+    timeout_ms: Annotated[Whole, Field(gt=0, le=60_000)] = 250
+    on_unavailable: Annotated[str, Field(pattern=r"^(deny|last_known_good:[1-9][0-9]{0,4})$")] = "deny"
+    shadow: Annotated[str, Field(max_length=4096, pattern=r"^embedded:.")] | None = None
+    poll_s: Annotated[Seconds, Field(le=60)] = 1
+    token_env: EnvName | None = None
+
+    @property
+    def last_known_good_s(self) -> int:
+        """For how long after the engine went away what it decided before may serve; 0 is not at all."""
+        return int(self.on_unavailable.partition(":")[2] or 0)
 
     @field_validator("url")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value.startswith(("http://", "https://")):
-            raise ValueError("an OPA server is not supported by this version: use embedded:<folder>")
-        if not value.startswith("embedded:"):
-            raise ValueError("must be embedded:<folder>, or embedded: alone for the bundle shipped with Bursar")
+        if not value.startswith(("embedded:", "http://", "https://")):
+            raise ValueError("must be embedded:<folder>, embedded: for the shipped bundle, or http://<OPA server>:8181")
+        if "@" in value and not value.startswith("embedded:"):
+            raise ValueError("has a password in it: put a token into an environment variable and name it in token_env")
         return value
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether an OPA server decides, and not a bundle of this gateway's own."""
+        return not self.url.startswith("embedded:")
 
     @property
     def folder(self) -> str:
@@ -302,6 +323,10 @@ class Config(Section):
     runtimes: Annotated[tuple[Runtime, ...], Field(min_length=1, max_length=256)]
     models: Annotated[tuple[Model, ...], Field(min_length=1, max_length=1024)]
     budgets: Annotated[tuple[Budget, ...], Field(max_length=10_000)] = ()
+    slos: Slos = ()
+    approvals: ApprovalRules = ApprovalRules()
+    verify: Verify = Verify()
+    quality: Quality = Quality()
 
     @cached_property
     def price_tables(self) -> dict[str, tuple[tuple[int, Prices], ...]]:

@@ -104,7 +104,7 @@ def _read(path: Path) -> bytes:
 
 def _missing_files(config: Config, file: Path) -> Iterator[tuple[Location, str]]:
     folder = config.policy.folder
-    if folder and not (file.parent / folder).is_dir():
+    if folder and not config.policy.is_remote and not (file.parent / folder).is_dir():
         yield ("policy", "url"), f"there is no folder {folder} here; embedded: alone is the bundle shipped with Bursar"
     for index, model in enumerate(config.models):
         if model.tokenizer is not None and not (file.parent / model.tokenizer).is_file():

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from difflib import get_close_matches
 
-from gateway.config import Config
+from gateway.config import Config, Scope
+from gateway.objectives import SloScope
 from ledger.leases import LIMIT_MAX
 
 Location = tuple[str | int, ...]
@@ -30,7 +31,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _same_ids(config: Config) -> Iterator[Finding]:
-    for section in ("webhooks", "runtimes", "models", "budgets"):
+    for section in ("webhooks", "runtimes", "models", "budgets", "slos"):
         first: dict[str, int] = {}
         for index, item in enumerate(getattr(config, section)):
             if item.id in first:
@@ -74,10 +75,14 @@ def _prices_to_come(config: Config, now_s: float) -> Iterator[Finding]:
 
 
 def _scopes_of_nothing(config: Config) -> Iterator[Finding]:
-    """A budget over a model or runtime that does not exist would limit nothing, silently."""
+    """A budget or SLO over a model or runtime that does not exist would limit or promise nothing, silently."""
     known = {"model": {model.id for model in config.models}, "runtime": {runtime.id for runtime in config.runtimes}}
-    for index, budget in enumerate(config.budgets):
-        for dimension, value in budget.scope.named():
+    scopes: list[tuple[str, int, Scope | SloScope]] = [
+        ("budgets", index, budget.scope) for index, budget in enumerate(config.budgets)
+    ]
+    scopes += [("slos", index, slo.scope) for index, slo in enumerate(config.slos)]
+    for section, index, scope in scopes:
+        for dimension, value in scope.named():
             if dimension in known and value not in {"*", *known[dimension]}:
                 message = f"no {dimension} is called {value}{nearest(value, known[dimension])}"
-                yield ("budgets", index, "scope", dimension), message
+                yield (section, index, "scope", dimension), message

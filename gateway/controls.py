@@ -53,7 +53,7 @@ class Controls:
 
     def create_key(self, *, actor: str, **asked: Any) -> dict[str, Any]:
         """Make a key of the fields of `make_key` and record it; its secret is in the answer and nowhere else."""
-        return self.made_key(*self.make_key(**asked), actor)
+        return self.made_key(*self.make_key(**asked, made_by=actor), actor)
 
     def make_key(
         self,
@@ -67,10 +67,11 @@ class Controls:
         kind: Kind,
         ttl_s: int | None,
         orgs: Sequence[str] = (),
+        made_by: str,
     ) -> tuple[Key, str]:
         """Write a new key to the key file and nothing else; it waits for the disk, and any thread may do it."""
         expires_at = None if ttl_s is None else self._now_us() // US + ttl_s
-        return self._keys.create(org, team, app, user, tuple(roles), clearance, expires_at, kind, tuple(orgs))
+        return self._keys.create(org, team, app, user, tuple(roles), clearance, expires_at, kind, tuple(orgs), made_by)
 
     def made_key(self, key: Key, secret: str, actor: str) -> dict[str, Any]:
         """Record a key that was made; the answer shows its secret."""

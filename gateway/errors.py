@@ -21,6 +21,10 @@ class ErrorKind(NamedTuple):
 INVALID_REQUEST = ErrorKind(400, "invalid_request_error", "invalid_request")
 INVALID_API_KEY = ErrorKind(401, "invalid_request_error", "invalid_api_key")
 POLICY_DENIED = ErrorKind(403, "policy_denied", "policy_denied")
+VERIFICATION_FAILED = ErrorKind(403, "verification_failed", "verification_failed")
+APPROVAL_REQUIRED = ErrorKind(403, "approval_required", "approval_required")
+APPROVAL_DENIED = ErrorKind(403, "approval_denied", "approval_denied")
+APPROVAL_NOT_FOUND = ErrorKind(404, "invalid_request_error", "approval_not_found")
 MODEL_NOT_FOUND = ErrorKind(404, "invalid_request_error", "model_not_found")
 UNKNOWN_ROUTE = ErrorKind(404, "invalid_request_error", "unknown_route")
 USAGE_NOT_FOUND = ErrorKind(404, "invalid_request_error", "usage_not_found")
@@ -139,6 +143,11 @@ def denied(decision: Decision) -> Refusal:
     return Refusal(POLICY_DENIED, message, detail=detail, decision=decision)
 
 
+def undecided(why: str) -> Refusal:
+    """No policy decision could be made, so nothing is admitted."""
+    return Refusal(POLICY_UNAVAILABLE, f"The policy could not be evaluated: {why}.")
+
+
 def internal() -> Refusal:
     """Something broke that should not: the log says what, the caller only that."""
     return Refusal(INTERNAL_ERROR, "The gateway failed on this request; its log says how.")
@@ -192,6 +201,35 @@ def too_much_input(bound: int, bound_max: int, decision: Decision) -> Refusal:
     return Refusal(
         POLICY_DENIED, message, detail={"input_bound": bound, "max_input_tokens": bound_max}, decision=decision
     )
+
+
+def unverified(check: str, kinds: list[str], places: list[dict[str, str]], reason: str, decision: Decision) -> Refusal:
+    """The answer did not pass a check, or that could not be made: name the check and what it found, never the text."""
+    why = f": {reason}" if reason else ""
+    message = f"The answer is withheld, check {check} says {', '.join(kinds)}{why}. What was produced is charged."
+    detail = {"check": check, "kinds": kinds, "findings": places}
+    return Refusal(VERIFICATION_FAILED, message, detail=detail, decision=decision)
+
+
+def approval_required(approval_id: str, expires_at: int, decision: Decision) -> Refusal:
+    """The answer is finished, charged and waits for a person: say where it can be fetched."""
+    where = f"/v1/approvals/{approval_id}"
+    message = f"The answer is withheld until a person approves it; then it is at {where}. What was produced is charged."
+    detail = {"approval": approval_id, "answer": where, "expires_at": expires_at}
+    return Refusal(APPROVAL_REQUIRED, message, detail=detail, decision=decision)
+
+
+def unknown_approval(approval_id: str) -> Refusal:
+    """Nothing of this caller's waits, or waited, under that id."""
+    message = f"No answer of yours is kept under approval {approval_id!r}: it may have been forgotten; ask again."
+    return Refusal(APPROVAL_NOT_FOUND, message)
+
+
+def not_approved(approval_id: str, state: str, reason: str) -> Refusal:
+    """The answer will not be released."""
+    why = f": {reason}" if reason else ""
+    message = f"Approval {approval_id} is {state}{why}. The answer is not released."
+    return Refusal(APPROVAL_DENIED, message, detail={"approval": approval_id, "state": state})
 
 
 def malformed(message: str, param: str | None = None) -> Refusal:

@@ -8,17 +8,20 @@ from time import monotonic
 from typing import NamedTuple
 
 from domain.usage import NOTHING
-from gateway import metering, rows
-from gateway.admission import Admitted, Ask, Lack, attempt
+from gateway import errors, metering, rows
+from gateway.admission import Admitted, Ask, Known, Lack, Undecided, attempt
 from gateway.errors import RATE_LIMIT_EXCEEDED, UPSTREAM_ERROR, Refusal
 from gateway.governance import Governance
 from gateway.metering import Observed
 from ledger.book import Settlement
+from ledger.journal import JournalError
 from ledger.lease_keeper import FETCH_S, Fetched
 from observability.metrics import NO_RUNTIME
+from policy.port import PolicyUnavailable
 
 FALLBACKS_MAX = 3
 FETCHES_MAX = 8
+DECISIONS_MAX = 4
 
 
 class Outcome(NamedTuple):
@@ -35,7 +38,7 @@ async def admit(of: Governance, ask: Ask) -> Admitted | Refusal:
     """Decide and hold on the model asked or on a fallback, waiting a moment where policy says so."""
     while True:
         until_s = monotonic() + FETCH_S
-        result = attempt(of, ask, ask.intent.model, is_last=of.keeper is None)
+        result = await _attempted(of, ask, ask.intent.model, is_last=of.keeper is None)
         if isinstance(result, Lack):
             result = await _fetched(of, ask, ask.intent.model, result, until_s)
         if isinstance(result, Refusal) and result.decision is not None and result.decision.allow:
@@ -50,6 +53,24 @@ async def fall_back(of: Governance, ask: Ask, failed: Admitted, refusal: Refusal
     return await _first_admitted(of, ask, failed.fallbacks[:FALLBACKS_MAX], monotonic() + FETCH_S) or refusal
 
 
+async def _attempted(
+    of: Governance, ask: Ask, model: str, *, is_last: bool, is_sure: bool = True
+) -> Admitted | Refusal | Lack:
+    """Attempt one model, asking policy where its decision is not known; bands may move meanwhile, a few times."""
+    known: Known | None = None
+    for _ in range(DECISIONS_MAX):
+        result = attempt(of, ask, model, known, is_last=is_last, is_sure=is_sure)
+        if not isinstance(result, Undecided):
+            return result
+        try:
+            known = Known(result.given, await of.decider.decide(result.given))
+        except PolicyUnavailable as error:
+            return errors.undecided(str(error))
+        except JournalError:
+            return errors.journal_unavailable()
+    return errors.undecided("its input changed while it was evaluated")
+
+
 async def _fetched(of: Governance, ask: Ask, model: str, lack: Lack, until_s: float) -> Admitted | Refusal:
     """Try again with what the shared book gives, as long as others do not take it first, and not beyond that time."""
     assert of.keeper is not None
@@ -58,13 +79,13 @@ async def _fetched(of: Governance, ask: Ask, model: str, lack: Lack, until_s: fl
         fetched = await of.keeper.fetch(lack.route, lack.demand, max(0.0, until_s - monotonic()))
         if fetched is not Fetched.READY:
             break
-        result = attempt(of, ask, model, is_last=False)
+        result = await _attempted(of, ask, model, is_last=False)
         if not isinstance(result, Lack):
             return result
         lack, fetched = result, Fetched.UNSURE
         if monotonic() >= until_s:
             break
-    last = attempt(of, ask, model, is_last=True, is_sure=fetched is Fetched.SHORT)
+    last = await _attempted(of, ask, model, is_last=True, is_sure=fetched is Fetched.SHORT)
     assert not isinstance(last, Lack)
     return last
 
@@ -72,7 +93,7 @@ async def _fetched(of: Governance, ask: Ask, model: str, lack: Lack, until_s: fl
 async def _first_admitted(of: Governance, ask: Ask, models: tuple[str, ...], until_s: float) -> Admitted | None:
     """The first of these models that admits; what may still stand in for it is only what follows it here."""
     for place, model in enumerate(models, start=1):
-        result = attempt(of, ask, model, is_last=of.keeper is None)
+        result = await _attempted(of, ask, model, is_last=of.keeper is None)
         if isinstance(result, Lack):
             result = await _fetched(of, ask, model, result, until_s)
         if isinstance(result, Admitted):
@@ -103,6 +124,8 @@ def settle(of: Governance, admitted: Admitted, outcome: Outcome) -> Settlement |
     duration_us = now_us - ask.arrived_us
     more = rows.settled(settlement, usage, charged, admitted.prices, outcome, duration_us, now_us)
     of.record_usage(more, hold.row, admitted.members)
+    cost_nusd = max(charged.list_cost_nusd, charged.gpu_cost_nusd)
+    of.noticing.settled(hold.row, intent.tools, admitted.decision.obligations.blocked_tools, outcome, cost_nusd)
     of.metrics.settled(
         intent.endpoint,
         admitted.offer.model,
@@ -138,6 +161,7 @@ def refuse(of: Governance, ask: Ask, refusal: Refusal) -> None:
     duration_us = now_us - ask.arrived_us
     if of.has_room():
         of.record_usage(rows.refused(ask.row, refusal, duration_us, now_us))
+    of.noticing.refused(ask.row, refusal)
     row, status = ask.row, "failed" if refusal.kind.status == UPSTREAM_ERROR.status else "refused"
     of.metrics.refused(refusal.kind.code)
     of.metrics.settled(

@@ -6,22 +6,25 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from domain.decision import Decision
 from domain.ids import uuid7
 from domain.intent import Intent
 from gateway.catalogue import Catalogue
+from gateway.noticing import Noticing
 from gateway.recent import Recent
 from gateway.repeats import Repeats
-from gateway.rows import RISK_LEVEL
+from gateway.risks import RISK_LEVEL, Risks, names_of
 from gateway.waiting import Waiting
 from gateway.webhooks import Webhooks
 from ledger.book import Book, Crossing, Headroom, Settlement
-from ledger.journal import Journal, JournalError
+from ledger.journal import Journal, JournalError, JournalFull
 from ledger.lease_keeper import LeaseKeeper
 from ledger.sequences import Sequences
 from observability.metrics import Metrics
 from policy.decider import Decider
 from policy.port import PolicyInput
+from policy.risk import LevelChange
+
+US = 1_000_000
 
 
 def system_now_us() -> int:
@@ -46,33 +49,33 @@ class Governance:
     waiting: Waiting
     recent: Recent
     repeats: Repeats
+    risks: Risks
+    noticing: Noticing
     hold_ttl_s: int
     now_us: Callable[[], int] = field(default=system_now_us)
     keeper: LeaseKeeper | None = None
 
-    def decide(self, intent: Intent, model: str, headroom: Headroom) -> Decision:
-        """What policy says of this intent on this model; raises PolicyUnavailable."""
+    def policy_input(self, intent: Intent, model: str, headroom: Headroom) -> PolicyInput:
+        """What policy is asked about this intent on this model."""
         principal, run, catalogue = intent.principal, intent.run, self.catalogue
-        return self.decider.decide(
-            PolicyInput(
-                principal.org,
-                principal.team,
-                principal.app,
-                principal.roles,
-                principal.clearance,
-                intent.endpoint,
-                model,
-                intent.tools,
-                intent.stream,
-                run.depth,
-                run.steps_band,
-                headroom.band,
-                headroom.worst,
-                headroom.per_resource,
-                RISK_LEVEL,
-                catalogue.env_name,
-                catalogue.freeze,
-            )
+        return PolicyInput(
+            principal.org,
+            principal.team,
+            principal.app,
+            principal.roles,
+            principal.clearance,
+            intent.endpoint,
+            model,
+            intent.tools,
+            intent.stream,
+            run.depth,
+            run.steps_band,
+            headroom.band,
+            headroom.worst,
+            headroom.per_resource,
+            self.risks.level(principal, run.run_id),
+            catalogue.env_name,
+            catalogue.freeze,
         )
 
     def has_room(self) -> bool:
@@ -104,13 +107,28 @@ class Governance:
             with suppress(JournalError):
                 self._cross(crossing, {name: named.get(name, "") for name in ("org", "team", "app")})
 
+    def announce_risk(self, change: LevelChange) -> None:
+        """Record and publish that a risk level has changed; JournalError where that cannot be recorded now."""
+        if not self.has_room():
+            raise JournalFull("the room left in the journal belongs to the settlements of what is open")
+        detail = {"was": change.was, "signals": change.signals}
+        row = names_of(change.scope)
+        self._signal(RISK_LEVEL, row, change.scope.text, change.level, change.score_milli, detail, change.at_s * US)
+
     def _cross(self, crossing: Crossing, row: dict[str, Any]) -> None:
         self._signal("budget_threshold", row, crossing.budget, crossing.band, crossing.spent, crossing._asdict())
 
     def _signal(
-        self, name: str, row: dict[str, Any], subject: str, level: str, value: int, detail: dict[str, Any]
+        self,
+        name: str,
+        row: dict[str, Any],
+        subject: str,
+        level: str,
+        value: int,
+        detail: dict[str, Any],
+        at_us: int = 0,
     ) -> None:
-        now_us = self.now_us()
+        now_us = at_us or self.now_us()
         signal = {
             "ts_us": now_us,
             "event_id": uuid7(now_us // 1000),
@@ -118,6 +136,7 @@ class Governance:
             "org": row["org"],
             "team": row["team"],
             "app": row["app"],
+            "run_id": row.get("run_id", ""),
             "subject": subject,
             "level": level,
             "value": value,

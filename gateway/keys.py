@@ -100,6 +100,8 @@ class _Line(BaseModel):
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     # Lines of before there were ledger keys do not have it.
     orgs: Annotated[tuple[_Org, ...], Field(max_length=ORGS_MAX)] = ()
+    # Nor do those of before approvals have this one.
+    made_by: _Text = ""
 
     @model_validator(mode="after")
     def _orgs_are_of_ledger_keys(self) -> "_Line":
@@ -112,7 +114,8 @@ class _Line(BaseModel):
 class Key:
     """A key and the principal that its holder is; times are Unix seconds.
 
-    `orgs` are those whose rows a ledger key opens, `*` for all; no other key has any.
+    `orgs` are those whose rows a ledger key opens, `*` for all; no other key has any. `made_by` is the id of the key
+    that it was made with, or says what made it.
     """
 
     key_id: str
@@ -128,6 +131,7 @@ class Key:
     revoked_at: int | None
     digest: bytes = field(repr=False)
     orgs: tuple[str, ...] = ()
+    made_by: str = ""
     principal: Principal = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -180,12 +184,14 @@ class KeyStore:
         expires_at: int | None = None,
         kind: Kind = "app",
         orgs: tuple[str, ...] = (),
+        made_by: str = "",
     ) -> tuple[Key, str]:
         """A new key and its secret, which is kept nowhere; KeyFieldError for a field no key may have."""
         secret = PREFIXES[kind] + secrets.token_urlsafe(_RANDOM_BYTES)
         digest = hashlib.sha256(secret.encode()).digest()
         now = int(self._clock())
-        key = Key(uuid7(), kind, org, team, app, user, tuple(roles), clearance, now, expires_at, None, digest, orgs)
+        fields = (kind, org, team, app, user, tuple(roles), clearance, now, expires_at, None, digest, orgs, made_by)
+        key = Key(uuid7(), *fields)
         try:
             _parse(_dump(key))
         except ValidationError as error:

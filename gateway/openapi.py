@@ -92,6 +92,11 @@ def document() -> dict[str, Any]:
             "/v1/models/{model}": _get("One model offered to the caller", {"404": "Not offered."}, "model"),
             "/v1/budgets": _get("List the caller's own budgets", {}),
             "/v1/usage/{request_id}": _get("What a request of the caller's used", {"404": "Not known."}, "request_id"),
+            "/v1/approvals/{approval_id}": _get(
+                "An answer that was withheld until a person approved it",
+                {"202": "It still waits.", "403": "It was denied, or nobody approved it in time.", "404": "Not known."},
+                "approval_id",
+            ),
             "/healthz": _get("Whether the process is alive", {}, is_open=True),
             "/readyz": _get("Whether it takes requests", {}, is_open=True),
             "/metrics": _get("Prometheus metrics", {}, is_open=True, content="text/plain"),

@@ -15,10 +15,12 @@ from starlette.exceptions import HTTPException
 from domain.ids import uuid7
 from domain.intent import Intent, Principal
 from gateway import errors, openapi, views
+from gateway.approvals import Approval
 from gateway.catalogue import Offer
 from gateway.errors import ErrorKind, Refusal
 from gateway.governance import Governance
 from gateway.identity import read_head
+from gateway.kept import Fetch, nothing_withheld
 from gateway.keys import Key, KeyStore
 from gateway.live import Live
 from gateway.pseudonyms import Pseudonyms
@@ -89,13 +91,14 @@ async def _broken(request: Request, error: Exception) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class PublicPlane:
-    """What the routes look at; `ledger` finds the running ledger process."""
+    """What the routes look at; `ledger` finds the running ledger process, `fetch` answers that were withheld."""
 
     of: Governance
     keys: KeyStore
     live: Live
     pseudonyms: Pseudonyms
     ledger: Callable[[], LedgerClient | None]
+    fetch: Fetch
 
 
 def _plane(request: Request) -> PublicPlane:
@@ -119,11 +122,16 @@ router = APIRouter()
 
 
 def public_app(
-    of: Governance, keys: KeyStore, live: Live, pseudonyms: Pseudonyms, ledger: Callable[[], LedgerClient | None]
+    of: Governance,
+    keys: KeyStore,
+    live: Live,
+    pseudonyms: Pseudonyms,
+    ledger: Callable[[], LedgerClient | None],
+    fetch: Fetch = nothing_withheld,
 ) -> FastAPI:
     """The application of these routes."""
     app = plain_app("Bursar", router)
-    app.state.plane = PublicPlane(of, keys, live, pseudonyms, ledger)
+    app.state.plane = PublicPlane(of, keys, live, pseudonyms, ledger, fetch)
     for path in ENDPOINTS:
         app.add_route(path, _not_post, methods=_OTHER_METHODS, include_in_schema=False)
     return app
@@ -173,7 +181,7 @@ async def document() -> dict[str, Any]:
 async def models(plane: Plane, principal: Caller) -> dict[str, Any]:
     """The models offered to the caller."""
     offers = plane.of.catalogue.offers.values()
-    offered = [_model_view(offer.model) for offer in offers if _is_offered(plane.of, principal, offer)]
+    offered = [_model_view(offer.model) for offer in offers if await _is_offered(plane.of, principal, offer)]
     return {"object": "list", "data": offered}
 
 
@@ -181,7 +189,7 @@ async def models(plane: Plane, principal: Caller) -> dict[str, Any]:
 async def one_model(model: str, plane: Plane, principal: Caller) -> dict[str, Any]:
     """One model offered to the caller."""
     offer = plane.of.catalogue.offers.get(model)
-    if offer is None or not _is_offered(plane.of, principal, offer):
+    if offer is None or not await _is_offered(plane.of, principal, offer):
         raise Refused(errors.unknown_model(model))
     return _model_view(model)
 
@@ -206,17 +214,33 @@ async def usage(request_id: str, plane: Plane, principal: Caller) -> dict[str, A
     return {"object": "usage", **ABSENT, **row}
 
 
-def _is_offered(of: Governance, principal: Principal, offer: Offer) -> bool:
+@router.get("/v1/approvals/{approval_id}")
+async def approval(approval_id: str, plane: Plane, principal: Caller) -> Response:
+    """The answer that was withheld until a person approved it: 202 while it waits, for the key that asked."""
+    found = plane.fetch(approval_id, principal)
+    if isinstance(found, Refusal):
+        raise Refused(found)
+    if isinstance(found, Approval):
+        body = {"object": "approval", "id": found.id, "state": found.state, "expires_at": found.expires_at}
+        return JSONResponse(body, 202, {"retry-after": "1"})
+    headers = [(name, value) for name, value in found.headers if name != b"content-length"]
+    return Response(found.body, 200, {name.decode(): value.decode() for name, value in headers})
+
+
+async def _is_offered(of: Governance, principal: Principal, offer: Offer) -> bool:
     """Whether policy would admit this caller to the model on any of its endpoints, budgets aside."""
-    return any(_admits(of, principal, offer.model, endpoint) for endpoint in sorted(offer.endpoints))
+    for endpoint in sorted(offer.endpoints):
+        if await _admits(of, principal, offer.model, endpoint):
+            return True
+    return False
 
 
-def _admits(of: Governance, principal: Principal, model: str, endpoint: str) -> bool:
+async def _admits(of: Governance, principal: Principal, model: str, endpoint: str) -> bool:
     intent = Intent("", principal, endpoint, model, stream=False, input_bound=0, max_output_tokens=None)
     try:
-        return of.decide(intent, model, _CLEAR).allow
+        return (await of.decider.decide(of.policy_input(intent, model, _CLEAR))).allow
     except PolicyUnavailable as error:
-        raise Refused(Refusal(errors.POLICY_UNAVAILABLE, f"The policy could not be evaluated: {error}.")) from error
+        raise Refused(errors.undecided(str(error))) from error
     except JournalError as error:
         raise Refused(errors.journal_unavailable()) from error
 

@@ -17,8 +17,6 @@ from gateway.errors import UPSTREAM_ERROR, Refusal
 from ledger.book import Settlement
 from ledger.holds import Demand, Hold
 
-RISK_LEVEL = "normal"
-
 # The columns of a usage row that are left out where they have these values.
 ABSENT: Mapping[str, Any] = {
     **dict.fromkeys(("client_request_id", "run_id", "parent_run_id", "hold_id", "decision_id", "policy_revision"), ""),
@@ -57,7 +55,7 @@ def identity(intent: Intent, client_request_id: str) -> dict[str, Any]:
         "key_id": principal.key_id,
         "endpoint": intent.endpoint,
         "model": intent.model,
-        "risk_level": RISK_LEVEL,
+        "risk_level": "normal",  # until it is decided on another one
     }
     if principal.user:
         row["user"] = principal.user

@@ -42,7 +42,7 @@ def sweep(of: Governance, live: Live) -> None:
     renew(of, live, now_us)
     expire(of, live, now_us)
     counters = of.book.counters(now_us // US)
-    of.journal.expect_snapshot(recovery.snapshot_bytes(counters, len(of.book.holds)))
+    of.journal.expect_snapshot(recovery.snapshot_bytes(counters, len(of.book.holds)) + of.risks.snapshot_bytes())
     for client in of.catalogue.runtimes.values():
         of.metrics.breaker(client.spec.id, is_open=client.breaker.is_open)
 

@@ -3,13 +3,16 @@
 from typing import Any
 
 from domain.intent import Principal
+from gateway.headroom import Scope, risk_of
 from gateway.keys import Key
 from ledger.book import Book
 from ledger.budgets import Budget, Subject
 from ledger.counters import Counter
 from ledger.holds import Hold
+from policy.risk import GRAINS, Tracker
 
 COUNTERS_SHOWN_MAX = 1_000
+RAISED_SHOWN_MAX = 1_000
 
 
 def counter_view(counter: Counter, now_s: int) -> dict[str, Any]:
@@ -83,6 +86,18 @@ def hold_view(hold: Hold) -> dict[str, Any]:
         "expires_at_us": hold.expires_at_us,
         "charges": hold.charges(),
     }
+
+
+def risk_view(tracker: Tracker | None, scope: Scope, now_s: int) -> dict[str, Any]:
+    """The risk level of a scope, None where nothing is scored, and the scopes above normal, bounded."""
+    if tracker is None:
+        return {"level": None, "of": "no risk scoring has been applied", "raised": []}
+    found = risk_of(tracker, scope)
+    raised = [
+        {"scope": each.text, "level": tracker.level(each), "score_milli": tracker.score(each, now_s) // GRAINS}
+        for each in tracker.raised()[:RAISED_SHOWN_MAX]
+    ]
+    return {"level": found.level, "of": found.where, "raised": raised}
 
 
 def key_view(key: Key) -> dict[str, Any]:

@@ -3,49 +3,51 @@
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import structlog
 
 from gateway import assembly
-from gateway.adjustments import Adjustments
-from gateway.admin import admin_app
-from gateway.asgi import BodyBounds, DataPlane
-from gateway.calls import Caller
-from gateway.composition import Unready, budgets_of, bundle_of, catalogue_of
+from gateway.approvals import ApprovalError
+from gateway.composition import Unready, budgets_of, catalogue_of
 from gateway.config_file import ConfigError, LoadedConfig, diff, load
 from gateway.controls import Controls, ensure_admin
-from gateway.forward import Forwarder
+from gateway.engines import Deciding, Engines
 from gateway.governance import Governance, system_now_us
 from gateway.home import Home, run_name
 from gateway.keys import KeysError, KeyStore
 from gateway.live import Live
+from gateway.planes import Parts, planes
 from gateway.protocol import HeadBounds
 from gateway.pseudonyms import Pseudonyms
-from gateway.public import public_app
-from gateway.reconciliation import Reconciliation, Result, sample
+from gateway.reviews import Asked
+from gateway.second_person import SecondPerson
 from gateway.server import Server, bind, server
+from gateway.signal_sources import Revisions
 from gateway.sweep import sweep_forever
+from gateway.verifying import check_process_of
 from ledger.client import LedgerUnavailable, QueryFailed, running
+from ledger.journal import JournalError
 from ledger.lease_keeper import LeaseKeeper
-from ledger.shared_store import ServerClock
 from observability import names
 from observability.metrics import Metrics
 from observability.tracing import Tracing
-from policy.decider import load_engine
-from policy.port import BundleError
+from policy.checks.process import CheckProcess
+from policy.port import BundleError, Engine, EvaluationError
+from policy.scoring import scoring_of
 from runtime.client import RuntimeClient
 
 log = structlog.get_logger("gateway")
 US = 1_000_000
 LEDGER_PERIOD_S = 5.0
 KEYS_PERIOD_S = 0.5
+SCHEMA_CHECK_S = 2.0
 # Read once at start; a reload names those of them that changed instead of pretending.
 FIXED = (
     *("listen", "limits", "book.url", "book.replicas", "book.timeout_ms"),
-    *("ledger", "telemetry", "webhooks", "policy.cache_max"),
+    *("ledger", "telemetry", "webhooks", "policy.cache_max", "verify"),
 )
 
 
@@ -75,6 +77,10 @@ class Worker:
         self.clients: dict[str, RuntimeClient] = {}
         self.ledger_lag = (0, 0)
         self.reloading = asyncio.Lock()
+        self.engines = Engines(environ)
+        self.checks = check_process_of(loaded.config.verify)
+        # Of their own, so that a client's schema that takes for ever delays no verification.
+        self.schema_checks = CheckProcess(SCHEMA_CHECK_S, ())
         self.retiring: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -87,31 +93,53 @@ class Worker:
         opened = assembly.open_book(self.home, config, self.pseudonyms, now_us, self.replica)
         try:
             self.clients = await assembly.open_clients(self.loaded, self.sim_urls, self.environ, {})
-            of = assembly.governance_of(opened, self.home, self.loaded, self.clients, self.metrics)
+            deciding = await self.engines.open(self.loaded)
+            of = assembly.governance_of(
+                opened, self.loaded, self.clients, self.metrics, deciding.engine, self.schema_checks
+            )
+            self.engines.serve(of.decider, deciding)
+            self.revisions = Revisions(of.decider.revision)
             if link is not None:
-                self._share(of, assembly.keeper_of(opened, config, link), link.clock)
+                self._share(of, assembly.keeper_of(opened, config, link), link)
+            await self._weigh(of, deciding.engine)
             self._label(of)
             controls = Controls(of.book, of.journal, self.keys, of.now_us, lambda: self._label(of))
             ensure_admin(self.home, self.keys, controls)
             controls.record("config_applied", "start", str(self.loaded.path), digest=self.loaded.digest)
+            second = SecondPerson(self.home, self.replica, self.keys, controls, self.pseudonyms, of.now_us)
+            await second.started(self.loaded, of.decider.revision)
             log.info("started", ownerless_holds=opened.ownerless, policy=of.decider.revision)
-            await self._serve(of, controls, sockets)
+            try:
+                await self._serve(of, controls, second, sockets)
+            finally:
+                await self.engines.close(of.decider)
         finally:
             await self._close(opened)
 
-    async def _serve(self, of: Governance, controls: Controls, sockets: list[Any]) -> None:
-        servers = self._servers(of, controls)
+    async def _serve(self, of: Governance, controls: Controls, second: SecondPerson, sockets: list[Any]) -> None:
+        servers = self._servers(of, controls, second)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._drain, servers)
-        loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(self.reload(of, controls, "SIGHUP")))
+        reload = partial(self.reload, of, controls, second)
+        loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(reload(second.signalled())))
         self.metrics.watch(names.IN_FLIGHT, lambda: len(self.live.calls))
         self.metrics.watch(names.LEDGER_LAG_ROWS, lambda: self.ledger_lag[0])
         self.metrics.watch(names.LEDGER_LAG_SECONDS, lambda: self.ledger_lag[1])
         background = [
             asyncio.create_task(work)
-            for work in (sweep_forever(of, self.live), of.webhooks.run(), self._follow_ledger(), self._follow_keys(of))
+            for work in (
+                sweep_forever(of, self.live),
+                of.webhooks.run(),
+                of.noticing.signals.run(),
+                of.risks.run(),
+                second.approvals.run(),
+                self._follow_ledger(),
+                self._follow_keys(of),
+            )
         ]
+        for task in background:
+            task.add_done_callback(_say_ended)
         if of.keeper is not None:
             keeping = asyncio.create_task(of.keeper.run())
             keeping.add_done_callback(lambda task: self._end_without(task, servers))
@@ -131,22 +159,36 @@ class Worker:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
+            await of.noticing.close()
+            await self.checks.close()
+            await self.schema_checks.close()
             await of.webhooks.close()
             if of.keeper is not None:
                 await of.keeper.close()
 
-    def _share(self, of: Governance, keeper: LeaseKeeper, clock: ServerClock) -> None:
+    async def _weigh(self, of: Governance, engine: Engine) -> None:
+        """Let risk go by the scoring of the bundle that decides; where none can be had now, it stays as it was."""
+        try:
+            scoring = await scoring_of(engine)
+            if scoring is not None:
+                of.risks.apply(scoring)
+        except (EvaluationError, JournalError) as error:
+            log.error("risk goes by the scoring of before", reason=str(error))
+
+    def _share(self, of: Governance, keeper: LeaseKeeper, link: assembly.Link) -> None:
         """Let the worker hold from the leases of a shared book, and charge windows by its clock."""
         keeper.on_crossings = of.announce_crossings
         keeper.on_away = _say_away
         keeper.on_failing = _say_failing
-        of.keeper, of.now_us = keeper, clock.now_us
+        of.keeper, of.now_us = keeper, link.clock.now_us
+        of.risks.now_us = link.clock.now_us
+        of.risks.link(link.client)
         self.metrics.watch(names.BOOK_AWAY, lambda: int(of.book.is_away))
         self.metrics.watch(names.BOOK_EXCHANGES, lambda: keeper.stats.exchanges)
         self.metrics.watch(names.BOOK_FETCHES, lambda: keeper.stats.fetches)
         self.metrics.watch(names.BOOK_WAITING, lambda: keeper.leases.waiting)
 
-    def _servers(self, of: Governance, controls: Controls) -> list[Server]:
+    def _servers(self, of: Governance, controls: Controls, second: SecondPerson) -> list[Server]:
         limits = self.loaded.config.limits
         bounds = HeadBounds(
             limits.header_bytes_max,
@@ -155,34 +197,21 @@ class Worker:
             limits.header_timeout_s,
             limits.connections_max,
         )
-        caller = Caller(
-            of,
-            Forwarder(self.home.secret("cache_salt")),
-            limits.sse_event_bytes_max,
-            limits.response_bytes_max,
-        )
-        data_plane = DataPlane(
+        parts = Parts(
+            self.home,
+            lambda: self.loaded,
             of,
             self.keys,
             self.live,
-            caller,
             self.tracing,
             self.pseudonyms,
-            BodyBounds(limits.body_bytes_max, limits.body_timeout_s),
-            public_app(of, self.keys, self.live, self.pseudonyms, lambda: running(self.home.path)),
+            controls,
+            second,
+            self.checks,
+            lambda asked: self.reload(of, controls, second, asked),
         )
-        adjusting = Adjustments(of.book, of.journal, of.record_usage, controls, of.announce_crossings)
-        ledger = partial(running, self.home.path)
-        comparing = Reconciliation(of.book, of.journal, of.now_us, controls, adjusting, ledger, of.webhooks.publish)
-        self.metrics.watch_drift(lambda: comparing.drift)
-
-        def reconcile(actor: str, mend: bool, rebase: bool) -> Awaitable[Result]:
-            specs = {name: client.spec for name, client in of.catalogue.runtimes.items()}
-            return comparing.run(specs, sample, actor, mend=mend, rebase=rebase)
-
-        admin = admin_app(of, self.keys, controls, lambda actor: self.reload(of, controls, actor), reconcile)
         timeouts = {"idle_timeout_s": limits.idle_timeout_s, "drain_timeout_s": limits.drain_timeout_s}
-        return [server(data_plane, bounds, **timeouts), server(admin, bounds, **timeouts)]
+        return [server(plane, bounds, **timeouts) for plane in planes(parts)]
 
     def _end_without(self, keeping: asyncio.Task[None], servers: list[Server]) -> None:
         """Stop where the link to the shared book broke by a fault of ours: what it would grant cannot be trusted."""
@@ -199,32 +228,50 @@ class Worker:
         asyncio.get_running_loop().call_later(drain_s, self.live.stop_all)
         log.info("draining", in_flight=len(self.live.calls))
 
-    async def reload(self, of: Governance, controls: Controls, actor: str) -> dict[str, Any]:
-        """Apply the configuration file and the policy bundle again, whole or not at all; one reload at a time."""
-        async with self.reloading:
-            return await self._reload(of, controls, actor)
+    async def reload(self, of: Governance, controls: Controls, second: SecondPerson, asked: Asked) -> dict[str, Any]:
+        """Apply the configuration file and the policy bundle again, whole or not at all; one reload at a time.
 
-    async def _reload(self, of: Governance, controls: Controls, actor: str) -> dict[str, Any]:
+        What loosens something waits for a second person. Raises ApprovalError where `asked` may not approve.
+        """
+        async with self.reloading:
+            return await self._reload(of, controls, second, asked)
+
+    async def _reload(self, of: Governance, controls: Controls, second: SecondPerson, asked: Asked) -> dict[str, Any]:
+        serving = Deciding(of.decider.engine, of.decider.shadow)
+        deciding, clients = None, self.clients
         try:
             # Both can take seconds, in which the requests in flight go on.
             loaded = await asyncio.to_thread(load, self.loaded.path, self.environ)
-            engine = await asyncio.to_thread(load_engine, bundle_of(loaded))
+            deciding = await self.engines.open(loaded, serving)
             clients = await assembly.open_clients(loaded, self.sim_urls, self.environ, self.clients)
             catalogue = catalogue_of(loaded, clients)
             await asyncio.to_thread(self.keys.reload)
-        except (ConfigError, BundleError, Unready, KeysError) as error:
+            held = await second.held(loaded, deciding.engine, asked, of.decider.decisions())
+        except (ConfigError, BundleError, Unready, KeysError, ApprovalError, JournalError) as error:
+            await self._discard(deciding, serving, clients)
             log.error("reload refused", reason=str(error))
+            if isinstance(error, ApprovalError | JournalError):
+                raise
             return {"applied": False, "problems": str(error).splitlines()}
+        if held is not None:
+            await self._discard(deciding, serving, clients)
+            return held
         changes = diff(self.loaded.config, loaded.config)
         old_clients, old_revision = self.clients, of.decider.revision
         of.catalogue, self.clients, self.loaded = catalogue, clients, loaded
         of.book.configure(budgets_of(loaded.config, self.pseudonyms), of.now_us() // US)
         of.hold_ttl_s = loaded.config.book.hold_ttl_s
-        if engine.revision != old_revision:
-            of.decider.swap(engine)
-            controls.record("policy_loaded", actor, engine.revision, digest=engine.revision, detail=old_revision)
+        self.engines.serve(of.decider, deciding)
+        of.decider.last_known_good_s = loaded.config.policy.last_known_good_s
+        revision = of.decider.revision
+        if revision != old_revision:
+            controls.record("policy_loaded", asked.by.actor, revision, digest=revision, detail=old_revision)
+            self.revisions.loaded(of.noticing.signals, revision)
+            await self._weigh(of, deciding.engine)
+        of.noticing.sampler.config = loaded.config.quality
+        await second.applied(loaded, revision)
         self._label(of)
-        controls.record("config_applied", actor, str(loaded.path), digest=loaded.digest, detail=changes)
+        controls.record("config_applied", asked.by.actor, str(loaded.path), digest=loaded.digest, detail=changes)
         self._retire([client for name, client in old_clients.items() if clients.get(name) is not client])
         fixed = [change for change in changes if change.startswith(FIXED)]
         log.info("reloaded", changes=changes, needs_restart=fixed)
@@ -233,8 +280,16 @@ class Worker:
             "digest": loaded.digest,
             "changes": changes,
             "needs_restart": fixed,
-            "policy_revision": engine.revision,
+            "policy_revision": revision,
         }
+
+    async def _discard(
+        self, deciding: Deciding | None, serving: Deciding, clients: Mapping[str, RuntimeClient]
+    ) -> None:
+        """Close what was opened for a reload that is not to be."""
+        if deciding is not None:
+            await self.engines.discard(deciding, serving)
+        self._retire([client for name, client in clients.items() if self.clients.get(name) is not client])
 
     def _label(self, of: Governance) -> None:
         """Let the metrics show the names that are configured now."""
@@ -282,6 +337,11 @@ class Worker:
         self.tracing.close()
         opened.journal.close()
         log.info("stopped", open_holds=len(opened.book.holds))
+
+
+def _say_ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("a part of the gateway has stopped", exc_info=task.exception())
 
 
 def _say_away(reason: str) -> None:

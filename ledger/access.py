@@ -23,7 +23,9 @@ ORGS_MAX = 64
 ALL_ORGS = "*"
 # The tables whose rows belong to the organisation in their column `org`. Every other table, one that is added later
 # too, is closed to a key of some organisations until it is named here.
-ORG_TABLES = frozenset({"events", "usage", "hold", "signal", "usage_by_minute", "usage_by_hour", "usage_by_day"})
+ORG_TABLES = frozenset(
+    {"events", "usage", "hold", "signal", "tool_call", "usage_by_minute", "usage_by_hour", "usage_by_day"}
+)
 
 
 class Access(NamedTuple):

@@ -18,7 +18,7 @@ _TABLE = re.compile(r"CREATE TABLE IF NOT EXISTS (\w+)\s*(\(.*?\n?\))\s*ENGINE =
 _VIEW = re.compile(
     r"CREATE MATERIALIZED VIEW IF NOT EXISTS (\w+) TO (\w+) AS\n(.*)\nFROM (\w+) AS source\n(.*)", re.DOTALL
 )
-_COLUMN = re.compile(r"ALTER TABLE (\w+) (ADD COLUMN IF NOT EXISTS .*)", re.DOTALL)
+_COLUMN = re.compile(r"ALTER TABLE (\w+)\s+(ADD COLUMN IF NOT EXISTS .*)", re.DOTALL)
 _SETTING = re.compile(r"ALTER TABLE (\w+) (MODIFY SETTING .*)", re.DOTALL)
 _CODEC = re.compile(r" CODEC\([^()]*(?:\([^()]*\)[^()]*)*\)")
 # Of tables that stand alone; a replicated one remembers tokens of its own.

@@ -17,6 +17,7 @@ from pathlib import Path
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from domain.amounts import Amounts
 from ledger.book import Book, Crossing, Route
 from ledger.exchange_lines import tag_of
 from ledger.holds import Demand
@@ -25,7 +26,7 @@ from ledger.shard_names import NAMES, SHARED, learn_names, name_all, name_shard,
 from ledger.shards import BadReply, Shard, channel
 from ledger.shared_grants import GRANTS, share_grants
 from ledger.shared_store import CONNECTIONS_MAX, FAULTS, ServerClock, keeps_all, ticks_us
-from ledger.shares import Share
+from ledger.shares import UNSEEN, Share
 
 SCRIPT = (Path(__file__).parent / "lua" / "exchange.lua").read_text(encoding="utf-8")
 TICK_S = 0.25
@@ -36,6 +37,7 @@ FETCH_S = 0.5
 DRY_S = 0.05
 WAITING_MAX = 4_096
 FAILURES_MAX = 2
+NOTHING = Demand(Amounts(), Amounts(), 0, 0)
 PAUSE_S_MAX = 2.0
 DRY_MAX = 10_000
 REASON_MAX = 300
@@ -133,6 +135,23 @@ class LeaseKeeper:
             for share in lacking:
                 self.leases.due(share.counter, is_urgent=True)
         return Fetched.READY
+
+    async def look(self, route: Route, timeout_s: float = FETCH_S) -> bool:
+        """Ask what all others have of the hard counters of a route; whether that is known as of now."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + timeout_s
+        while not self.book.is_away and len(self._waiting) < WAITING_MAX:
+            self.leases.want(route, NOTHING)
+            shares = [self.leases.due(counter, is_urgent=True) for counter, _, hard in route.counters if hard]
+            if not shares or self._are_failing(shares):
+                return not shares
+            await self._next_round(route, NOTHING, deadline_s - loop.time())
+            # Requests that wait for the same counters ask anew at any time, and then this does too.
+            if all(share.is_known and share.recall != UNSEEN for share in shares):
+                return True
+            if loop.time() >= deadline_s:
+                break
+        return False
 
     async def close(self) -> None:
         """Tell what there is to tell a last time, as far as that goes at once, and close the connections."""

@@ -6,7 +6,7 @@ settlement or a void of a hold that is not open changes nothing.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from domain.amounts import MILLION
@@ -64,16 +64,25 @@ def grant_record(grant: Grant) -> dict[str, Any]:
     }
 
 
-def rebuild(book: Book, records: Iterable[Record], now_s: int, sequences: Sequences | None = None) -> int:
+def rebuild(
+    book: Book,
+    records: Iterable[Record],
+    now_s: int,
+    sequences: Sequences | None = None,
+    replays: Sequence[Callable[[str, dict[str, Any]], None]] = (),
+) -> int:
     """Apply a snapshot and its tail to an empty book, and to the sequences of the same writer where there are some.
 
-    Returns how many holds are left without an owner: they expire when their last renewal runs out.
+    Each of `replays` is given the kind and the body of every record too. Returns how many holds are left without an
+    owner: they expire when their last renewal runs out.
     """
     for record in records:
         body = json.loads(record.payload)
         now_s = max(now_s, _told_s(record.kind, body))
         if sequences is not None:
             sequences.replay(record.kind, body)
+        for replay in replays:
+            replay(record.kind, body)
         if record.kind == SNAPSHOT:
             _apply_snapshot(book, body, now_s)
         elif record.kind == "hold":

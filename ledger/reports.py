@@ -30,6 +30,13 @@ DIMENSIONS = {
     "hour": "toStartOfHour(ts)",
 }
 
+_SIGNAL_COLUMNS = ("name", "org", "team", "app", "run_id", "subject", "level", "writer")
+SIGNAL_DIMENSIONS = {
+    **{name: name for name in _SIGNAL_COLUMNS},
+    "day": DIMENSIONS["day"],
+    "hour": DIMENSIONS["hour"],
+}
+
 # `rows` is 1 in each row of `usage`, and how many were added up in each row of a rollup. What corrects a row is no
 # request of its own.
 _MEASURES = {
@@ -46,12 +53,14 @@ _MEASURES = {
     "queue_s": "toDecimalString(toDecimal128(sum(queue_us), 6) / 1000000, 6)",
     "energy_j": "toDecimalString(toDecimal128(sum(energy_uj), 6) / 1000000, 6)",
     "refused": "sum(rows)",
+    "rows": "count()",
+    "value": "sum(value)",
     "first": "toString(min(ts))",
     "last": "toString(max(ts))",
 }
 
 
-_ROLLED_UP_MEASURES = _MEASURES.keys() - {"first", "last"}
+_ROLLED_UP_MEASURES = _MEASURES.keys() - {"first", "last", "value"}
 _HOUR_S = 3_600
 _DAY_S = 86_400
 _END_S = (1 << 32) - 1  # the last second that a DateTime holds
@@ -75,6 +84,11 @@ class _Kind(NamedTuple):
     measures: tuple[str, ...]
     order: str
     where: str = "1"
+    table: str = "usage"
+
+    @property
+    def dimensions(self) -> dict[str, str]:
+        return SIGNAL_DIMENSIONS if self.table == "signal" else DIMENSIONS
 
 
 KINDS = {
@@ -99,6 +113,9 @@ KINDS = {
     "denials": _Kind(
         "Denials", ("team", "error_code"), ("refused", "first", "last"), "count() DESC", "status = 'refused'"
     ),
+    "signals": _Kind(
+        "Signals", ("name", "team", "app"), ("rows", "value", "first", "last"), "sum(value) DESC", table="signal"
+    ),
 }
 
 
@@ -110,7 +127,7 @@ def report(
     now: datetime | None = None,
     limit: int = ROWS_MAX,
 ) -> Report:
-    """One of `spend`, `cache`, `gpu`, `denials` over the usage rows since a time; BadReport.
+    """One of `spend`, `cache`, `gpu`, `denials` over the usage rows since a time, or `signals` over those; BadReport.
 
     `since` is `90m`, `24h`, `7d`, `2w` ago or an ISO date or time (UTC unless it says otherwise), and the report begins
     with the minute that it is in. Money is in USD with all nine decimals. The largest rows come first, or in the order
@@ -121,12 +138,12 @@ def report(
     if not 1 <= limit <= LIMIT_MAX:
         raise BadReport(f"cannot print {limit} rows: ask for 1 to {LIMIT_MAX}")
     spec = KINDS[kind]
-    names = tuple(group_by) or spec.group_by
-    unknown = [name for name in names if name not in DIMENSIONS]
+    names, known = tuple(group_by) or spec.group_by, spec.dimensions
+    unknown = [name for name in names if name not in known]
     if unknown or len(set(names)) != len(names):
-        raise BadReport(f"cannot group by {', '.join(unknown or names)}; group once by any of {', '.join(DIMENSIONS)}")
+        raise BadReport(f"cannot group by {', '.join(unknown or names)}; group once by any of {', '.join(known)}")
     start = moment(since, now or datetime.now(UTC)).replace(second=0, microsecond=0)
-    keys = [f"{DIMENSIONS[name]} AS `{name}_`" for name in names]
+    keys = [f"{known[name]} AS `{name}_`" for name in names]
     values = [f"{_MEASURES[name]} AS `{name}_`" for name in spec.measures]
     groups = ", ".join(f"`{name}_`" for name in names)
     order = ", ".join([*(f"`{name}_`" for name in names if name in ("day", "hour")), spec.order])
@@ -143,6 +160,8 @@ def _source(spec: _Kind, names: Sequence[str], start: datetime) -> str:
     """The rows since `start` to be added up: those of `usage`, or of the rollups where these have all that is asked."""
     rolled_up = {*ROLLED_UP, "day", "hour"}
     start_s = int(start.timestamp())
+    if spec.table != "usage":
+        return f"SELECT * FROM {spec.table} WHERE ts >= toDateTime64({start_s}, 6, 'UTC')"  # noqa: S608 as below
     if not (rolled_up.issuperset(names) and _ROLLED_UP_MEASURES.issuperset(spec.measures)):
         return f"SELECT *, toInt64(1) AS rows FROM usage WHERE ts >= toDateTime64({start_s}, 6, 'UTC')"  # noqa: S608 as below
     hour_s, day_s = -(-start_s // _HOUR_S) * _HOUR_S, -(-start_s // _DAY_S) * _DAY_S

@@ -22,9 +22,12 @@ _USAGE = """
     kv_block_us energy_uj certainty degraded cache_domain risk_level pool charges org_seq adjusts
 """
 _HOLD = "hold_id request_id action org team app user key_id model expires_at_us charges"
-_DECISION_INPUTS = "decision_id input_digest policy_revision allow reasons obligations input"
+_DECISION_INPUTS = "decision_id entry is_shadow engine_decision_id input_digest policy_revision allow reasons obligations input"
 _CONTROL = "action actor subject digest detail"
-_SIGNAL = "name org team app subject level value detail"
+_SIGNAL = "name org team app run_id request_id subject level value detail"
+_TOOL_CALL = """
+    request_id decision_id org team app key_id run_id tool server tool_kind phase verdict reasons
+"""
 
 # The status of a row of `usage` that corrects another one: sums include it, counts of requests do not.
 ADJUSTED = "adjusted"
@@ -38,6 +41,7 @@ BY_KIND = {
         ("decision_inputs", _DECISION_INPUTS),
         ("control", _CONTROL),
         ("signal", _SIGNAL),
+        ("tool_call", _TOOL_CALL),
     )
 }
 # `events` stands last: a range that is in it is in all the others.

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ BUNDLE_BYTES_MAX = 16 * 1024 * 1024
 FORBIDDEN_BUILTINS = frozenset(
     {
         "crypto.x509.parse_and_verify_certificates",
+        "crypto.x509.parse_and_verify_certificates_with_options",
         "http.send",
         "io.jwt.decode_verify",
         "io.jwt.encode_sign",
@@ -36,6 +38,7 @@ FORBIDDEN_BUILTINS = frozenset(
 
 _TEST_SUFFIX = "_test.rego"
 _DATA_NAMES = frozenset({"data.json", "data.yaml", "data.yml"})
+SCHEMAS = "schemas/data/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +67,18 @@ class Bundle:
 
 def load(root: Path | str) -> Bundle:
     """The bundle in a folder; raises BundleError where it is missing, too large, ambiguous or not deterministic."""
+    return assemble(root, files_of(root))
+
+
+def assemble(root: Path | str, contents: Mapping[str, bytes]) -> Bundle:
+    """The bundle of files by their sorted paths in it; raises BundleError as `load` does."""
     folder = Path(root)
-    contents = _contents(folder)
     modules: list[Module] = []
     data: dict[str, Any] = {}
     for file, content in contents.items():
         if file.endswith(".rego"):
             modules.append(Module(file, _text(file, content)))
-        else:
+        elif not is_schema(file):
             _merge(file, data, _nested(file, _table(file, content)))
     for module in modules:
         _refuse_forbidden(module)
@@ -79,17 +86,19 @@ def load(root: Path | str) -> Bundle:
     if not serving:
         raise BundleError(str(folder), 0, "no .rego file that is not a test")
     tests = tuple(module for module in modules if module.is_test)
-    return Bundle(folder, serving, tests, data, _revision(contents))
+    return Bundle(folder, serving, tests, data, revision_of(contents))
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
+def files_of(root: Path | str) -> dict[str, bytes]:
     """The files of a bundle by their sorted paths; hidden ones are passed over: mounted volumes keep copies there."""
+    folder = Path(root)
     if not folder.is_dir():
         raise BundleError(str(folder), 0, "no such folder")
     paths: list[Path] = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [Path(parent, name) for name in files if _belongs(name)]
+        inside = Path(parent).relative_to(folder)
+        paths += [Path(parent, name) for name in files if _belongs((inside / name).as_posix(), name)]
         if len(paths) > FILES_MAX:
             raise BundleError(str(folder), 0, f"more than {FILES_MAX} files")
     contents: dict[str, bytes] = {}
@@ -107,8 +116,13 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return contents
 
 
-def _belongs(name: str) -> bool:
-    return not name.startswith(".") and (name.endswith(".rego") or name in _DATA_NAMES)
+def is_schema(file: str) -> bool:
+    """Whether a file of a bundle is a JSON schema of a table."""
+    return file.startswith(SCHEMAS) and file.endswith(".json")
+
+
+def _belongs(file: str, name: str) -> bool:
+    return not name.startswith(".") and (name.endswith(".rego") or name in _DATA_NAMES or is_schema(file))
 
 
 def _text(file: str, content: bytes) -> str:
@@ -170,7 +184,7 @@ def _refuse_forbidden(module: Module) -> None:
                     raise BundleError(module.file, reference.line, f"{name} is not deterministic")
 
 
-def _revision(contents: dict[str, bytes]) -> str:
+def revision_of(contents: Mapping[str, bytes]) -> str:
     """The digest of what serves: each path and content with its length, so that no two bundles read alike."""
     digest = hashlib.sha256()
     for file, content in contents.items():

@@ -1,34 +1,58 @@
 """Decides requests: the cache of decisions in front of an engine, failing closed."""
 
+import asyncio
 import hashlib
-import threading
+import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import NamedTuple
 
 from domain.decision import Decision
 from domain.ids import uuid7
-from policy.bundle import load
-from policy.child import try_out
 from policy.decision import parse
-from policy.embedded import EmbeddedEngine
-from policy.port import ADMISSION, Engine, EvaluationError, PolicyInput, PolicyUnavailable, canonical
+from policy.port import (
+    ADMISSION,
+    Document,
+    Engine,
+    EngineAway,
+    EvaluationError,
+    PolicyInput,
+    PolicyUnavailable,
+    canonical,
+)
 
 CACHE_MAX = 10_000
+SHADOWED_MAX = 100
 
 
-class _Serving(NamedTuple):
-    """An engine and the decisions made under its revision; replaced together, never mixed."""
+class Recorded(NamedTuple):
+    """One evaluation as it is recorded: at which entry point, and whether it was only a shadow of the one in force."""
 
-    engine: Engine
-    cache: dict[PolicyInput, Decision]
+    decision: Decision
+    entry: str = ADMISSION
+    is_shadow: bool = False
+
+
+Record = Callable[[Recorded], None]
+
+
+class _Serving:
+    """An engine and the decisions made under one revision of it; replaced together, never mixed."""
+
+    def __init__(self, engine: Engine, revision: str) -> None:
+        self.engine = engine
+        self.revision = revision
+        self.cache: dict[PolicyInput, Decision] = {}
+        self.flights: dict[PolicyInput, asyncio.Task[Decision]] = {}
 
 
 class Decider:
     """Answers each distinct input once per bundle revision; a repeated one costs a dictionary lookup.
 
-    Threads may share it. `on_new_decision` is called once per evaluation, before the decision is cached or returned;
-    it must not call back, and what it raises reaches the caller and leaves nothing cached.
+    For one event loop. `record` is called once per evaluation, before its decision is cached or returned; what it
+    raises reaches the caller and leaves nothing cached. While the engine is away, what it decided before may serve for
+    `last_known_good_s` seconds, marked as such; with 0 nothing is decided meanwhile. A `shadow` decides each distinct
+    input too, after the fact, and is only recorded.
     """
 
     def __init__(
@@ -36,16 +60,24 @@ class Decider:
         engine: Engine,
         *,
         cache_max: int = CACHE_MAX,
-        on_new_decision: Callable[[Decision], None] | None = None,
+        record: Record | None = None,
+        last_known_good_s: float = 0,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         if cache_max < 1:
             raise ValueError("cache_max must be at least 1")
-        self._serving = _Serving(engine, {})
+        self._serving = _Serving(engine, engine.revision)
+        self._before: dict[PolicyInput, Decision] = {}
         self._cache_max = cache_max
-        self._turn = threading.Lock()
-        self.on_new_decision = on_new_decision
+        self._shadowing: set[asyncio.Task[None]] = set()
+        self._now_s = now_s
+        self.record = record
+        self.shadow: Engine | None = None
+        self.last_known_good_s = last_known_good_s
         self.hits = 0
         self.misses = 0
+        self.bridged = 0
+        self.shadow_failures = 0
 
     @property
     def revision(self) -> str:
@@ -53,67 +85,138 @@ class Decider:
         return self._serving.engine.revision
 
     @property
-    def cached(self) -> int:
+    def engine(self) -> Engine:
+        """The engine that decides now."""
+        return self._serving.engine
+
+    @property
+    def cached_decisions(self) -> int:
         """How many decisions are cached."""
         return len(self._serving.cache)
 
-    def decide(self, given: PolicyInput) -> Decision:
-        """The decision for one input; raises PolicyUnavailable where none could be made, and the caller must deny."""
-        decision = self._serving.cache.get(given)
-        if decision is None:
-            return self._decide_anew(given)
+    def decisions(self) -> list[Decision]:
+        """The decisions that are cached."""
+        return list(self._serving.cache.values())
+
+    def cached(self, given: PolicyInput) -> Decision | None:
+        """The decision that is known to be in force for one input; None where the engine has to be asked."""
+        serving = self._serving
+        decision = serving.cache.get(given)
+        if decision is None or serving.engine.away_since_s is not None:
+            return None
+        if serving.engine.revision != serving.revision:
+            return None
         self.hits += 1
         return decision
 
-    def swap(self, engine: Engine) -> None:
-        """Puts another engine in place and forgets what the old one decided; decisions under way end under the old."""
-        self._serving = _Serving(engine, {})
+    async def decide(self, given: PolicyInput) -> Decision:
+        """The decision for one input; raises PolicyUnavailable where none could be made, and the caller must deny."""
+        decision = self.cached(given)
+        if decision is not None:
+            return decision
+        serving = self._current()
+        flight = serving.flights.get(given)
+        if flight is None:
+            flight = asyncio.get_running_loop().create_task(self._decide_anew(serving, given))
+            serving.flights[given] = flight
+            flight.add_done_callback(lambda _: serving.flights.pop(given, None))
+        try:
+            return await asyncio.shield(flight)
+        except EngineAway as away:
+            return self._bridge(given, away)
+        except EvaluationError as failed:
+            raise _unavailable(failed) from failed
 
-    def reload(self, root: Path | str) -> str:
-        """Serves the bundle in a folder and returns its revision; one that cannot serve raises BundleError, and the
-        last good one stays. Takes some 0.2 s, so not on an event loop."""
-        engine = load_engine(root)
-        if engine.revision != self.revision:
-            self.swap(engine)
-        return engine.revision
+    async def ask(self, entry: str, document: Document) -> Decision:
+        """What another entry point decides; raises PolicyUnavailable where it decides nothing. It is not cached."""
+        serving = self._current()
+        try:
+            decision = await _evaluated(serving.engine, entry, canonical(document))
+        except EvaluationError as failed:
+            raise _unavailable(failed) from failed
+        if self.record is not None:
+            self.record(Recorded(decision, entry))
+        return decision
 
-    def _decide_anew(self, given: PolicyInput) -> Decision:
-        with self._turn:
-            engine, cache = self._serving
-            decision = cache.get(given)
-            if decision is not None:
-                self.hits += 1
-                return decision
-            self.misses += 1
-            decision = _evaluate(engine, given)
-            if self.on_new_decision is not None:
-                self.on_new_decision(decision)
+    def swap(self, engine: Engine) -> Engine:
+        """Put another engine in place and return the old one, for its owner to close; decisions under way end under it.
+
+        What was decided before is in force no more.
+        """
+        old = self._serving.engine
+        self._before = {}
+        self._serving = _Serving(engine, engine.revision)
+        return old
+
+    def _current(self) -> _Serving:
+        """What serves now; an engine whose bundle has changed begins with nothing decided."""
+        serving = self._serving
+        revision = serving.engine.revision
+        if revision != serving.revision:
+            self._before = serving.cache
+            serving = self._serving = _Serving(serving.engine, revision)
+        return serving
+
+    async def _decide_anew(self, serving: _Serving, given: PolicyInput) -> Decision:
+        self.misses += 1
+        decision = await _evaluated(serving.engine, ADMISSION, canonical(given.document()))
+        if self.record is not None:
+            self.record(Recorded(decision))
+        if decision.revision != serving.revision:
+            # The bundle changed while it was asked, or had not been heard of: what serves is made anew of that.
+            serving = self._current()
+        if decision.revision == serving.revision:
+            cache = serving.cache
             while len(cache) >= self._cache_max:
                 del cache[next(iter(cache))]
             cache[given] = decision
-            return decision
+        if self.shadow is not None:
+            self._cast_shadow(self.shadow, decision)
+        return decision
+
+    def _bridge(self, given: PolicyInput, away: EngineAway) -> Decision:
+        """What was decided before the engine went away, marked as such, as long as that may serve."""
+        since_s = self._serving.engine.away_since_s
+        known = self._serving.cache.get(given) or self._before.get(given)
+        if known is None or since_s is None or self._now_s() - since_s >= self.last_known_good_s:
+            raise _unavailable(away) from away
+        self.bridged += 1
+        return replace(known, is_last_known_good=True)
+
+    def _cast_shadow(self, shadow: Engine, decision: Decision) -> None:
+        if len(self._shadowing) >= SHADOWED_MAX:
+            self.shadow_failures += 1
+            return
+        task = asyncio.get_running_loop().create_task(self._decide_in_shadow(shadow, decision))
+        self._shadowing.add(task)
+        task.add_done_callback(self._shadowed)
+
+    async def _decide_in_shadow(self, shadow: Engine, decision: Decision) -> None:
+        other = await _evaluated(shadow, ADMISSION, decision.input_json)
+        if self.record is not None:
+            self.record(Recorded(replace(other, decision_id=decision.decision_id), is_shadow=True))
+
+    def _shadowed(self, task: "asyncio.Task[None]") -> None:
+        """What goes wrong with a shadow is counted, and reaches no request."""
+        self._shadowing.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.shadow_failures += 1
 
 
-def load_engine(root: Path | str) -> EmbeddedEngine:
-    """The embedded engine over the bundle in a folder, once another process has survived it; raises BundleError."""
-    bundle = load(root)
-    try_out(bundle.modules, bundle.data, (ADMISSION,))
-    return EmbeddedEngine(bundle)
-
-
-def _evaluate(engine: Engine, given: PolicyInput) -> Decision:
-    try:
-        document = given.document()
-        input_json = canonical(document)
-        allow, reasons, obligations = parse(engine.evaluate(document))
-    except EvaluationError as error:
-        raise PolicyUnavailable(f"{type(error).__name__}: {error}") from error
+async def _evaluated(engine: Engine, entry: str, input_json: bytes) -> Decision:
+    answer = await engine.evaluate(entry, input_json)
+    allow, reasons, obligations = parse(answer.value)
     return Decision(
         decision_id=uuid7(),
         allow=allow,
         reasons=reasons,
         obligations=obligations,
-        revision=engine.revision,
+        revision=answer.revision,
         input_digest=hashlib.sha256(input_json).hexdigest(),
         input_json=input_json,
+        engine_decision_id=answer.engine_decision_id,
     )
+
+
+def _unavailable(failed: EvaluationError) -> PolicyUnavailable:
+    return PolicyUnavailable(f"{type(failed).__name__}: {failed}")

@@ -1,82 +1,214 @@
-"""The embedded engine: a bundle compiled once by regopy and evaluated in this process."""
+"""The embedded engine: a bundle evaluated by a child process, which is ended where an evaluation takes too long."""
 
-import re
-import threading
-from collections.abc import Sequence
-from typing import Any
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, cast
 
-import orjson
-from regopy import Interpreter, LogLevel, RegoError
+from policy.bundle import files_of
+from policy.child import Child
+from policy.frames import Frames, question, value_in
+from policy.port import Answer, BundleError, EngineAway, EvaluationError
 
-from policy.bundle import Bundle, Module
-from policy.lint import problems, rule_lines
-from policy.native import Session
-from policy.needs import narrowed, needs
-from policy.port import ADMISSION, BundleError, Document, MalformedDecision
+TIMEOUT_MS = 250
+WAITING_MAX = 10_000
+WAIT_S_MAX = 5.0
+REFUSED_MAX = 1_000
+RESTART_S = 0.1
+RESTART_S_MAX = 30.0
 
-_PARSE_ERROR = re.compile(r"\(error \d+:(?P<file>[^|]*)\|(?P<offset>\d+)\|\d+\s*\(errormsg \d+:(?P<message>[^)]*)\)")
+# A stalled event loop sees its timers before the answers that came meanwhile: they are looked at once more.
+_GRACE_S = 0.005
+
+
+@dataclass(slots=True)
+class _Question:
+    entry: str
+    input_json: bytes
+    answer: asyncio.Future[bytes]
+    was_lost: bool = False
 
 
 class EmbeddedEngine:
-    """Evaluates one entry point of a bundle in process; threads may share it, and take turns.
+    """Evaluates the entry points of one bundle in a child process, in the order asked; for one event loop.
 
-    Building raises BundleError with the file and line as far as they are known; a bundle from outside is tried out in
-    another process first (`policy.child`). An evaluation cannot be interrupted.
+    An evaluation that takes longer than `timeout_ms`, or that ends the process twice, fails and is refused from then
+    on; a new process goes on with those that waited behind it.
     """
 
-    def __init__(self, bundle: Bundle, entry: str = ADMISSION) -> None:
-        require_entry(bundle, entry)
-        self.revision = bundle.revision
-        self._session = compile_session(bundle.modules, bundle.data, (entry,))
-        self._entry = entry.encode()
-        self._needs = needs(bundle.modules)
-        self._turn = threading.Lock()
+    def __init__(self, files: Mapping[str, bytes], root: Path | str, child: Child, timeout_ms: int) -> None:
+        self._files = files
+        self._root = root
+        self._child = child
+        self.timeout_ms = timeout_ms
+        self._timeout_s = timeout_ms / 1000
+        self._waiting: deque[_Question] = deque()
+        self._refused: dict[tuple[str, bytes], str] = {}
+        self._link: _Link | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._restarting: asyncio.Task[None] | None = None
+        self._is_closed = False
+        self.restarts = 0
 
-    def evaluate(self, document: Document) -> Document:
-        """The raw decision for one input; raises EvaluationError, Undefined or MalformedDecision."""
-        needed = narrowed(document, self._needs)
-        with self._turn:
-            value = self._session.evaluate(self._entry, needed)
-        if not isinstance(value, dict):
-            raise MalformedDecision(f"the decision is a {type(value).__name__}, not an object")
-        return value
+    @classmethod
+    async def open(cls, root: Path | str, timeout_ms: int = TIMEOUT_MS) -> Self:
+        """The engine over the bundle in a folder; raises BundleError where that cannot serve."""
+        files = await asyncio.to_thread(files_of, root)
+        engine = cls(files, root, await asyncio.to_thread(Child.start, files, root), timeout_ms)
+        await engine._connect()
+        return engine
 
+    @property
+    def revision(self) -> str:
+        """The digest of the bundle, `sha256:` and 16 hexadecimal digits."""
+        return self._child.revision
 
-def require_entry(bundle: Bundle, entry: str) -> None:
-    """Raises BundleError where a bundle has no rule at an entry point, which the engine would answer as undefined."""
-    if entry not in rule_lines(bundle.modules):
-        raise BundleError(str(bundle.root), 0, f"no rule data.{entry.replace('/', '.')}")
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """The entry points that the bundle has rules for."""
+        return self._child.entries
 
+    @property
+    def away_since_s(self) -> float | None:
+        """None: the bundle is this engine's own, also while a process starts again."""
+        return None
 
-def compile_session(modules: Sequence[Module], data: dict[str, Any], entries: Sequence[str]) -> Session:
-    """Compiles modules and tables for the entry points; raises BundleError at the first mistake."""
-    interpreter = Interpreter()
-    interpreter.log_level = LogLevel.NONE
-    interpreter.strict_built_in_errors = True
-    found = problems(modules, interpreter.is_builtin)
-    if found:
-        raise BundleError(*found[0])
-    for module in modules:
+    async def evaluate(self, entry: str, input_json: bytes) -> Answer:
+        """What an entry point is worth for one input; raises EvaluationError or one of its kinds."""
+        refused = self._refused.get((entry, input_json))
+        if refused is not None:
+            raise EvaluationError(refused)
+        if self._is_closed or len(self._waiting) >= WAITING_MAX:
+            raise EngineAway("the engine is closed" if self._is_closed else f"{WAITING_MAX} evaluations wait")
+        asked = _Question(entry, input_json, asyncio.get_running_loop().create_future())
+        self._waiting.append(asked)
+        if self._link is not None:
+            self._link.ask(asked)
+        if len(self._waiting) == 1:
+            self._time()
         try:
-            interpreter.add_module(module.file, module.text)
-        except RegoError as error:
-            raise _bundle_error(error, modules, module.file) from error
-    try:
-        # The engine compares strings by their JSON text, so tables and inputs must be written by the same encoder.
-        interpreter.add_data_json(orjson.dumps(data).decode())
-        compiled = interpreter.build(None, entries)
-    except RegoError as error:
-        raise _bundle_error(error, modules, modules[0].file) from error
-    if not compiled.ok():
-        raise BundleError(modules[0].file, 0, "the bundle does not compile")
-    return Session(interpreter, compiled)
+            async with asyncio.timeout(WAIT_S_MAX):
+                frame = await asked.answer
+        except TimeoutError as error:
+            raise EngineAway(f"the engine did not come to this evaluation within {WAIT_S_MAX:g} s") from error
+        return Answer(value_in(frame), self.revision)
+
+    async def close(self) -> None:
+        """End the process; evaluations under way fail."""
+        self._is_closed = True
+        if self._restarting is not None:
+            self._restarting.cancel()
+            await asyncio.gather(self._restarting, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._link is not None:
+            self._link.close()
+        await asyncio.to_thread(self._child.close)
+        for each in self._waiting:
+            _fail(each, EngineAway("the engine is closed"))
+        self._waiting.clear()
+
+    async def _connect(self) -> None:
+        self._child.sock.settimeout(0)
+        loop = asyncio.get_running_loop()
+        _, self._link = await loop.create_unix_connection(lambda: _Link(self), sock=self._child.sock)
+        for each in self._waiting:
+            self._link.ask(each)
+        self._time()
+
+    def answered(self, frame: bytes) -> None:
+        """Take the answer to the question that waits longest."""
+        if not self._waiting:
+            return
+        first = self._waiting.popleft()
+        if not first.answer.done():
+            first.answer.set_result(frame)
+        self._time()
+
+    def lost(self, link: "_Link") -> None:
+        """The process has ended: a new one takes the questions that wait."""
+        if self._is_closed or link is not self._link:
+            return
+        self._link = None
+        self._restarting = asyncio.get_running_loop().create_task(self._restart(None))
+
+    def _time(self) -> None:
+        """Give the first question its time, from now on."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._waiting and self._link is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._timeout_s, self._overdue, self._waiting[0])
+
+    def _overdue(self, first: _Question) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(_GRACE_S, self._expire, first)
+
+    def _expire(self, first: _Question) -> None:
+        if self._link is None or not self._waiting or self._waiting[0] is not first:
+            return
+        link, self._link = self._link, None
+        link.close()
+        why = f"the evaluation did not end within {self.timeout_ms} ms"
+        self._restarting = asyncio.get_running_loop().create_task(self._restart(why))
+
+    async def _restart(self, why: str | None) -> None:
+        """Go on with a new process on the same files, however long it takes, without the question that is to blame."""
+        ended = await asyncio.to_thread(self._child.ended)
+        if self._waiting:
+            first = self._waiting[0]
+            if why is not None or first.was_lost:
+                self._waiting.popleft()
+                self._refuse(first, why or f"the engine {ended} on this input, twice")
+            first.was_lost = True
+        wait_s = RESTART_S
+        while True:
+            try:
+                self._child = await asyncio.to_thread(Child.start, self._files, self._root)
+                break
+            except (BundleError, OSError):
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, RESTART_S_MAX)
+        self.restarts += 1
+        await self._connect()
+
+    def _refuse(self, question: _Question, why: str) -> None:
+        while len(self._refused) >= REFUSED_MAX:
+            del self._refused[next(iter(self._refused))]
+        self._refused[question.entry, question.input_json] = why
+        _fail(question, EvaluationError(why))
 
 
-def _bundle_error(error: RegoError, modules: Sequence[Module], file: str) -> BundleError:
-    """regopy's error with the byte offset that it prints turned into a line."""
-    texts = {module.file: module.text.encode() for module in modules}
-    match = _PARSE_ERROR.search(str(error))
-    if match is None or match["file"] not in texts:
-        return BundleError(file, 0, " ".join(str(error).split())[:500])
-    line = texts[match["file"]][: int(match["offset"])].count(b"\n") + 1
-    return BundleError(match["file"], line, match["message"].strip())
+def _fail(question: _Question, error: EvaluationError) -> None:
+    if not question.answer.done():
+        question.answer.set_exception(error)
+
+
+class _Link(asyncio.Protocol):
+    """The socket to a child."""
+
+    def __init__(self, engine: EmbeddedEngine) -> None:
+        self._engine = engine
+        self._frames = Frames()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's derive from none of asyncio's
+
+    def data_received(self, data: bytes) -> None:
+        for frame in self._frames.feed(data):
+            self._engine.answered(frame)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._engine.lost(self)
+
+    def ask(self, asked: _Question) -> None:
+        assert self._transport is not None
+        self._transport.write(question(asked.entry, asked.input_json))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()

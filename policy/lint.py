@@ -28,6 +28,14 @@ class Problem(NamedTuple):
     message: str
 
 
+class Clause(NamedTuple):
+    """One of the statements that make up a rule, and where its head stands."""
+
+    file: str
+    line: int
+    statement: Statement
+
+
 class _Parsed(NamedTuple):
     module: Module
     package: str
@@ -45,12 +53,29 @@ def problems(modules: Sequence[Module], is_builtin: IsBuiltin) -> list[Problem]:
 
 def rule_lines(modules: Sequence[Module]) -> dict[str, tuple[str, int]]:
     """Where each rule first stands, by its path as an entry point, `package/path/rule`."""
-    lines: dict[str, tuple[str, int]] = {}
+    return {path: (clauses[0].file, clauses[0].line) for path, clauses in rule_clauses(modules).items()}
+
+
+def rule_clauses(modules: Sequence[Module]) -> dict[str, list[Clause]]:
+    """The clauses of each rule in their order, by its path as an entry point, `package/path/rule`."""
+    found: dict[str, list[Clause]] = {}
     for each in map(_parse, modules):
-        for token in _rule_heads(each.statements):
-            path = f"{each.package.replace('.', '/')}/{token.text}"
-            lines.setdefault(path, (each.module.file, token.line))
-    return lines
+        for statement in each.statements:
+            head = () if statement[0].text in ("package", "import") else _head(statement)
+            if head and head[0].kind == "name":
+                path = f"{each.package.replace('.', '/')}/{head[0].text}"
+                found.setdefault(path, []).append(Clause(each.module.file, head[0].line, statement))
+    return found
+
+
+def import_clauses(modules: Sequence[Module]) -> dict[str, list[Clause]]:
+    """The imports of each package, by its path, `package/path`; a package without any has none."""
+    found: dict[str, list[Clause]] = {}
+    for each in map(_parse, modules):
+        clauses = found.setdefault(each.package.replace(".", "/"), [])
+        taken = (statement for statement in each.statements if statement[0].text == "import")
+        clauses += [Clause(each.module.file, statement[0].line, statement) for statement in taken]
+    return found
 
 
 def _parse(module: Module) -> _Parsed:

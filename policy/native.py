@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 from regopy.rego_shared import rego as _shared
 
-from policy.port import Document, EvaluationError, Undefined
+from policy.port import Document, EvaluationError
 
 OUTPUT_BYTES_MAX = 1024 * 1024
 
@@ -24,10 +24,12 @@ _STRINGS_MAX = 4096
 _BUFFER_BYTES = 16 * 1024
 
 _library = ctypes.PyDLL(_shared._name)
+# An evaluation can be long, and the process that runs it must notice meanwhile that nobody waits for it any more.
+_unlocked = ctypes.CDLL(_shared._name)
 
 
-def _bind(name: str, result: Any, *arguments: Any) -> Any:
-    function = _library[name]
+def _bind(name: str, result: Any, *arguments: Any, library: ctypes.CDLL = _library) -> Any:
+    function = library[name]
     function.restype, function.argtypes = result, list(arguments)
     return function
 
@@ -44,7 +46,7 @@ _push_null = _bind("regoInputNull", _code, _handle)
 _make_item = _bind("regoInputObjectItem", _code, _handle)
 _make_object = _bind("regoInputObject", _code, _handle, _size)
 _make_array = _bind("regoInputArray", _code, _handle, _size)
-_query = _bind("regoBundleQueryEntrypoint", _handle, _handle, _handle, ctypes.c_char_p)
+_query = _bind("regoBundleQueryEntrypoint", _handle, _handle, _handle, ctypes.c_char_p, library=_unlocked)
 _output_ok = _bind("regoOutputOk", ctypes.c_bool, _handle)
 _output_size = _bind("regoOutputJSONSize", _size, _handle)
 _output_json = _bind("regoOutputJSON", _code, _handle, ctypes.c_char_p, _size)
@@ -60,8 +62,8 @@ class Session:
         self._compiled: int = compiled._impl
         self._buffer = ctypes.create_string_buffer(_BUFFER_BYTES)
 
-    def evaluate(self, entry: bytes, document: Document) -> Any:
-        """The value of an entry point for one input; raises Undefined or EvaluationError."""
+    def answer(self, entry: bytes, document: Document) -> bytes:
+        """The engine's own text about an entry point for one input, for `value_of`; raises EvaluationError."""
         handle = _new_input()
         try:
             _push(handle, document, _INPUT_DEPTH_MAX)
@@ -75,7 +77,7 @@ class Session:
         try:
             if not _output_ok(output):
                 raise EvaluationError("the rules conflict or a function failed on this input")
-            return _value(self._text(output))
+            return self._text(output)
         finally:
             _free_output(output)
 
@@ -90,15 +92,6 @@ class Session:
         if _output_json(output, buffer, size) != _OK:
             raise EvaluationError("the engine could not write its answer")
         return buffer.value
-
-
-def _value(text: bytes) -> Any:
-    if text == b"undefined":
-        raise Undefined("the entry point is undefined for this input")
-    try:
-        return orjson.loads(text)["expressions"][0]
-    except (ValueError, LookupError, TypeError) as error:
-        raise EvaluationError("the engine's answer is not JSON: a rule failed or refers to itself") from error
 
 
 @functools.lru_cache(maxsize=_STRINGS_MAX)

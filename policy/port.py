@@ -5,7 +5,8 @@ PolicyError
 ├── PolicyUnavailable   no decision could be made; the caller must deny (`policy_unavailable`)
 └── EvaluationError     the engine failed on one input
     ├── Undefined           the entry point has no value for it
-    └── MalformedDecision   the value is not a decision
+    ├── MalformedDecision   the value is not a decision
+    └── EngineAway          the engine could not be asked; what it decided earlier may stand in for it
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +16,13 @@ import orjson
 Document = dict[str, Any]
 
 ADMISSION = "bursar/admission/decision"
+TOOLS = "bursar/tools/decision"
+CHANGE = "bursar/change/decision"
+LAUNCH = "bursar/launch/decision"
+RELEASE = "bursar/release/decision"
+SCORING = "bursar/risk/scoring"
+# A bundle must have the first; what has no rule at another one is undefined there, which denies.
+ENTRIES = (ADMISSION, TOOLS, CHANGE, LAUNCH, RELEASE, SCORING)
 
 
 class PolicyError(Exception):
@@ -45,6 +53,10 @@ class Undefined(EvaluationError):
 
 class MalformedDecision(EvaluationError):
     """The value of the entry point is not a decision."""
+
+
+class EngineAway(EvaluationError):
+    """The engine could not be reached, or has more to do than it may keep waiting."""
 
 
 class PolicyInput(NamedTuple):
@@ -103,14 +115,34 @@ def canonical(document: Document) -> bytes:
         raise EvaluationError(f"the input has no JSON form: {error}") from error
 
 
+class Answer(NamedTuple):
+    """What an entry point is worth for one input, in any form, and the revision of the bundle that said so.
+
+    `engine_decision_id` is the engine's own name for the evaluation, where it gives one.
+    """
+
+    value: object
+    revision: str
+    engine_decision_id: str = ""
+
+
 class Engine(Protocol):
-    """Evaluates the admission entry point of one bundle; `revision` names the bundle by its content."""
+    """Evaluates the entry points of one bundle off the event loop."""
 
     @property
     def revision(self) -> str:
-        """The digest of the bundle, `sha256:` and 16 hexadecimal digits."""
+        """What names the bundle that decides now by its content; empty as long as an engine far away has not said."""
         ...
 
-    def evaluate(self, document: Document) -> object:
-        """What the entry point is worth for one input, in any form; raises EvaluationError or one of its kinds."""
+    @property
+    def away_since_s(self) -> float | None:
+        """Since when (monotonic) the engine cannot be asked, so that its bundle may have changed; None while it can."""
+        ...
+
+    async def evaluate(self, entry: str, input_json: bytes) -> Answer:
+        """What an entry point is worth for one input; raises EvaluationError or one of its kinds."""
+        ...
+
+    async def close(self) -> None:
+        """End what the engine runs on; evaluations under way fail."""
         ...

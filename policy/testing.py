@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,16 +10,17 @@ from typing import Any, ClassVar
 import orjson
 from regopy import Interpreter
 
-from policy.bundle import Bundle, Module, load
-from policy.child import try_out
-from policy.embedded import require_entry
+from policy.bundle import Bundle, Module, assemble, files_of
+from policy.child import Child
 from policy.lint import Problem, problems, rule_lines
-from policy.port import ADMISSION, BundleError
+from policy.port import ADMISSION, BundleError, EngineAway
+from policy.session import require_entry
 from policy.source import references, statements
 
 EMBEDDED = "embedded"
 OPA = "opa"
 OPA_TIMEOUT_S = 60
+SCHEMAS = "schemas"
 
 _PREFIX = "test_"
 _INPUT_TABLE = "input_of_the_test"
@@ -49,7 +50,8 @@ def run_tests(root: Path | str, opa: str | None = None) -> list[TestResult]:
 
     Raises BundleError where the bundle or its tests do not compile.
     """
-    results = list(_embedded_results(load(root)))
+    files = files_of(root)
+    results = list(_embedded_results(assemble(root, files), files))
     binary = opa or find_opa()
     return results + _opa_results(binary, root) if binary else results
 
@@ -57,12 +59,13 @@ def run_tests(root: Path | str, opa: str | None = None) -> list[TestResult]:
 def check(root: Path | str, opa: str | None = None) -> list[Problem]:
     """Every mistake found in a bundle and its tests without deciding anything; empty when it can serve."""
     try:
-        bundle = load(root)
+        files = files_of(root)
+        bundle = assemble(root, files)
         found = problems(bundle.modules + bundle.tests, Interpreter().is_builtin)
         if not found:
             require_entry(bundle, ADMISSION)
-            try_out(bundle.modules, bundle.data, (ADMISSION,))
-            list(_embedded_results(bundle))
+            Child.start(files, root).close()
+            list(_embedded_results(bundle, files))
     except BundleError as error:
         return [Problem(error.file, error.line, error.message)]
     binary = opa or find_opa()
@@ -73,20 +76,25 @@ def _test_paths(tests: Sequence[Module]) -> tuple[str, ...]:
     return tuple(path for path in rule_lines(tests) if path.rpartition("/")[2].startswith(_PREFIX))
 
 
-def _embedded_results(bundle: Bundle) -> Iterator[TestResult]:
+def _embedded_results(bundle: Bundle, files: Mapping[str, bytes]) -> Iterator[TestResult]:
     paths = _test_paths(bundle.tests)
     if not paths:
         return
     lines = rule_lines(bundle.tests)
-    modules = [_with_input_as_table(module) for module in bundle.modules + bundle.tests]
-    outcomes = try_out(modules, bundle.data | {_INPUT_TABLE: {}}, paths)
+    rewritten = {module.file: _with_input_as_table(module).encode() for module in bundle.modules + bundle.tests}
+    tried = {**files, **rewritten, f"{_INPUT_TABLE}/data.json": b"{}"}
+    try:
+        with Child.start(tried, bundle.root, entries=paths, with_tests=True) as child:
+            outcomes = [next(child.outcomes(path, (b"{}",))) for path in paths]
+    except EngineAway as error:
+        raise BundleError(str(bundle.root), 0, f"a test ends the engine: {error}") from error
     for path, outcome in zip(paths, outcomes, strict=True):
         passed = outcome.value is True
         message = "" if passed else outcome.failure or f"is {outcome.value!r:.100}, not true"
         yield TestResult(_dotted(path), passed, *lines[path], message, EMBEDDED)
 
 
-def _with_input_as_table(module: Module) -> Module:
+def _with_input_as_table(module: Module) -> str:
     """The module with `input` read from a table: rego-cpp aborts on `with input as`, and not on `with data.x as`."""
     lines = module.text.split("\n")
     inputs = [
@@ -98,7 +106,7 @@ def _with_input_as_table(module: Module) -> Module:
     for token in reversed(inputs):
         line, start = lines[token.line - 1], token.column - 1
         lines[token.line - 1] = f"{line[:start]}data.{_INPUT_TABLE}{line[start + len(token.text) :]}"
-    return Module(module.file, "\n".join(lines))
+    return "\n".join(lines)
 
 
 def _dotted(path: str) -> str:
@@ -141,11 +149,17 @@ def _opa_result(item: dict[str, Any], root: Path) -> TestResult:
 
 def _opa_problems(binary: str, root: Path | str) -> list[Problem]:
     try:
-        answer = _opa(binary, "check", "--bundle", "--strict", "--format", "json", str(root))
+        answer = _opa(binary, "check", "--bundle", "--strict", *_schemas(root), "--format", "json", str(root))
     except BundleError as error:
         return [Problem(error.file, error.line, error.message)]
     found = _opa_errors(answer) if answer else []
     return [problem._replace(file=_relative(problem.file, Path(root))) for problem in found]
+
+
+def _schemas(root: Path | str) -> list[str]:
+    """What has OPA hold the inputs to the schemas that a bundle brings; its annotations name them."""
+    folder = Path(root, SCHEMAS)
+    return ["--schema", str(folder)] if folder.is_dir() else []
 
 
 def _opa_errors(answer: dict[str, Any]) -> list[Problem]:

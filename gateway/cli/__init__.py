@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from gateway.cli import budgets, configuration, doctor, keys, ledger, policy, replica, serving
+from gateway.cli import approve, budgets, configuration, doctor, gates, keys, ledger, policy, replica, serving, slo
 from gateway.cli.admin import AdminFailed
 from gateway.cli.output import complain
 from gateway.composition import Unready
@@ -21,7 +21,7 @@ from ledger.records import CorruptJournal
 from ledger.replicas import ReplicaActive
 from ledger.reports import BadReport
 from ledger.signing import KeyRefused
-from policy.port import BundleError
+from policy.port import EngineAway, PolicyError
 
 NO = 1
 WRONG_USAGE = 2
@@ -36,9 +36,10 @@ _EXITS: dict[type[Exception], int] = {
     LeavesMissing: NO,
     NotProvable: NO,
     ReplicaActive: NO,
-    BundleError: NO,
     AdminFailed: NO,
     QueryFailed: NO,
+    EngineAway: AWAY,
+    PolicyError: NO,
     Unready: AWAY,
     StartFailed: AWAY,
     LedgerUnavailable: AWAY,
@@ -59,12 +60,19 @@ app = typer.Typer(
 app.command()(serving.up)
 app.command()(serving.serve)
 app.command()(doctor.doctor)
+app.command()(approve.approve)
+app.command()(approve.approvals)
+app.command()(approve.reload)
+app.command()(slo.slo)
+app.command()(slo.headroom)
 app.add_typer(configuration.app, name="config")
 app.add_typer(keys.app, name="key")
 app.add_typer(budgets.app, name="budget")
 app.add_typer(replica.app, name="replica")
 app.add_typer(policy.app, name="policy")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(gates.release_app, name="release")
+app.add_typer(gates.launch_app, name="launch")
 
 
 def main() -> None:

@@ -11,7 +11,11 @@ TIMEOUT_S = 30.0
 
 
 class AdminFailed(RuntimeError):
-    """The live gateway refused; the message is its own."""
+    """The live gateway refused; the message is its own, and `status` that of HTTP."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Admin:
@@ -55,5 +59,6 @@ class Admin:
             connection.close()
         if response.status >= 400:
             error = answer.get("error", {})
-            raise AdminFailed(error.get("message") or "\n".join(answer.get("problems", ["the gateway refused"])))
+            said = error.get("message") or "\n".join(answer.get("problems", ["the gateway refused"]))
+            raise AdminFailed(said, response.status)
         return answer

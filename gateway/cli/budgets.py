@@ -64,6 +64,8 @@ def grant(
                 raise typer.Exit(1) from error
     if as_json:
         print_json(granted)
+    elif "approval" in granted:
+        console().print(granted["message"], markup=False, soft_wrap=True)
     else:
         console().print(f"granted {amount:,} to {budget} ({counter}) for {ttl_s} s: grant {granted['grant_id']}")
 

@@ -25,7 +25,7 @@ from gateway.home import Home, run_name
 from gateway.keys import KeyFileError, KeyStore
 from ledger.client import running
 from ledger.shared_store import SYNCED
-from policy.decider import load_engine
+from policy.child import Child
 from policy.port import BundleError
 
 PACKAGES = ("chdb", "clickhouse-connect", "regopy", "aiohttp", "uvicorn", "fastapi", "opentelemetry-sdk", "tokenizers")
@@ -89,7 +89,8 @@ def _configured(home: Home, config: Path) -> Iterator[Finding]:
 
 def _policy(loaded: LoadedConfig) -> Finding:
     try:
-        return Finding("policy", OK, f"{bundle_of(loaded)}, revision {load_engine(bundle_of(loaded)).revision}")
+        with Child.of(bundle_of(loaded)) as child:
+            return Finding("policy", OK, f"{bundle_of(loaded)}, revision {child.revision}")
     except BundleError as error:
         return Finding("policy", AWAY, str(error))
 

@@ -154,6 +154,13 @@ class Meter:
         return self._parsed(b"data: " + data + b"\n\n")
 
 
+def shown(body: dict[str, Any]) -> tuple[bool, bool]:
+    """Which usage chunks the client of a request asked to see: the final one, and those in every chunk."""
+    options = body.get("stream_options") or {}
+    show_final = bool(options.get("include_usage"))
+    return show_final, show_final and bool(options.get("continuous_usage_stats"))
+
+
 def _index(event: bytes) -> int:
     """Which choice a chunk is of."""
     match = _INDEX.search(event)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from tokenizers import Tokenizer
 
 from domain.prices import Prices
 from tests.e2e.vllm_environment import MODEL as MODEL_FOLDER
-from tests.e2e.vllm_environment import ROOT
+from tests.gateway.gateway_process import write_bundle
 
 CHAT_MODEL = "qwen"
 EMBED_MODEL = "qwen-embed"
@@ -94,17 +92,14 @@ def _budget(name: str, scope: dict[str, str], resource: str, limit: int, window:
 
 
 def _write_bundle(folder: Path) -> None:
-    """Copy the shipped policies, and give them tables that offer the tiny model to acme's teams."""
-    shutil.copytree(ROOT / "rego", folder, ignore=shutil.ignore_patterns("*_test.rego"))
-    path = folder / "bursar" / "admission" / "data.json"
-    data = json.loads(path.read_text(encoding="utf-8"))
-    data["offers"] = {
+    """The shipped policies over tables that offer the tiny model to acme's teams."""
+    offers = {
         "usual": _offer({"chat": True, "completions": True}, USUAL_PRIORITY),
         "first": _offer({"chat": True, "completions": True}, FIRST_PRIORITY),
         "last": _offer({"chat": True, "completions": True}, LAST_PRIORITY),
         "embed": _offer({"embeddings": True}, USUAL_PRIORITY),
     }
-    data["rows"] = {
+    rows = {
         "acme": {
             "*": _row({CHAT_MODEL: "usual", EMBED_MODEL: "embed"}),
             "urgent": _row({CHAT_MODEL: "first"}),
@@ -112,7 +107,7 @@ def _write_bundle(folder: Path) -> None:
         },
         "*": {"*": _row({})},
     }
-    path.write_text(json.dumps(data), encoding="utf-8")
+    write_bundle(folder, {"rows": rows, "offers": offers})
 
 
 def _row(offers: dict[str, str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from tests.gateway import fake_runtime, gateway_process
 from tests.gateway.deployment import KEY_ENV, deploy
 from tests.gateway.fake_runtime import FakeRuntime
 from tests.gateway.gateway_process import GatewayProcess
+from tests.gateway.verified_deployment import deploy_verified, judging
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +28,21 @@ def gateway(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with gateway_process.running(folder / "home", deploy(folder, fake.url)) as gateway:
         yield gateway
     del os.environ[KEY_ENV]
+
+
+@pytest.fixture(scope="session")
+def judge() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The runtime of a second model, and what it has been asked."""
+    with judging() as judge:
+        yield judge
+
+
+@pytest.fixture(scope="session")
+def verified(fake: FakeRuntime, judge: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """A gateway whose policy obliges checks of most of its models."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv(KEY_ENV, "runtime-secret")
+    folder = tmp_path_factory.mktemp("verified")
+    with gateway_process.running(folder / "home", deploy_verified(folder, fake.url, judge[0])) as verified:
+        yield verified
+    patch.undo()

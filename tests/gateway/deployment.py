@@ -112,7 +112,6 @@ def tables() -> dict[str, Any]:
     return {
         "rows": {"acme": {"*": {"*": row}, "barred": {"*": nothing}}, "*": {"*": {"*": nothing}}},
         "offers": offers,
-        "risks": {"normal": {"obligations": {}, "blocked_tools": {}}},
     }
 
 

@@ -21,7 +21,6 @@ from gateway.rows import ABSENT
 from ledger.segments import Cursor
 
 ROOT = Path(__file__).parents[2]
-ADMISSION = ROOT / "rego" / "bursar" / "admission" / "admission.rego"
 READY_S = 60.0
 SETTLED_S = 8.0
 HELLO = [{"role": "user", "content": "hello"}]
@@ -191,11 +190,39 @@ def bursar(*arguments: str, home: Path, config: Path | None = None, **environ: s
 
 
 def write_bundle(folder: Path, tables: dict[str, Any]) -> Path:
-    """The shipped admission rules over these tables."""
-    package = folder / "bursar" / "admission"
-    package.mkdir(parents=True, exist_ok=True)
-    shutil.copy(ADMISSION, package)
-    (package / "data.json").write_text(json.dumps(tables))
+    """The shipped policies over these rows and offers, of which each says its terms and clearances itself.
+
+    Every function but the shipped registry's own is a tool of low tier.
+    """
+    offers, shipped = tables["offers"], ROOT / "rego" / "bursar"
+    offered = {
+        model: name
+        for teams in tables["rows"].values()
+        for apps in teams.values()
+        for row in apps.values()
+        for model, name in row["offers"].items()
+    }
+    changed = {
+        "admission": {
+            "rows": tables["rows"],
+            "offers": {name: {"endpoints": offer["endpoints"], "terms": name} for name, offer in offers.items()},
+        },
+        "budget": {"terms": {name: offer["terms"] for name, offer in offers.items()}},
+        "risk": {
+            "models": {model: {"tier": name, "owner": "platform"} for model, name in offered.items() if name in offers},
+            "model_tiers": {
+                name: dict.fromkeys(("normal", "elevated", "high"), offer["clearances"])
+                for name, offer in offers.items()
+            },
+        },
+        "tools": {"unregistered": "low"},
+    }
+    for source in sorted(shipped.iterdir()):
+        package = folder / "bursar" / source.name
+        package.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / f"{source.name}.rego", package)
+        data = json.loads((source / "data.json").read_text()) | changed.get(source.name, {})
+        (package / "data.json").write_text(json.dumps(data))
     return folder
 
 

@@ -12,12 +12,15 @@ from gateway import assembly, flow, rows
 from gateway.admission import Admitted, Ask
 from gateway.assembly import Opened
 from gateway.config_file import LoadedConfig, load
+from gateway.engines import Engines
 from gateway.errors import Refusal
 from gateway.governance import Governance
 from gateway.home import Home
 from gateway.pseudonyms import Pseudonyms
 from ledger.segments import read
 from observability.metrics import Metrics
+from policy.checks.process import CheckProcess
+from policy.decider import Decider
 from runtime.client import RuntimeClient
 from tests.gateway.deployment import KEY_ENV, deploy
 
@@ -48,6 +51,7 @@ class OneWorker:
     def __post_init__(self) -> None:
         self.home = Home(self.folder / "home")
         self.opened: Opened | None = None
+        self.decider: Decider | None = None
 
     def load(self) -> LoadedConfig:
         return load(deploy(self.folder, "http://127.0.0.1:9", **self.sections), ENVIRON)
@@ -62,8 +66,12 @@ class OneWorker:
         """A book rebuilt from the home, and everything around it."""
         opened, loaded = self.open_book(), self.loaded
         self.clients: dict[str, RuntimeClient] = await assembly.open_clients(loaded, {}, ENVIRON, {})
-        of = assembly.governance_of(opened, self.home, loaded, self.clients, Metrics())
+        self.engines = Engines(ENVIRON)
+        self.checks = CheckProcess(2.0, ())
+        deciding = await self.engines.open(loaded)
+        of = assembly.governance_of(opened, loaded, self.clients, Metrics(), deciding.engine, self.checks)
         of.now_us = lambda: self.now_us
+        self.decider = of.decider
         return of
 
     async def close(self) -> None:
@@ -72,6 +80,10 @@ class OneWorker:
             self.opened.journal.close()
         for client in getattr(self, "clients", {}).values():
             await client.close()
+        if self.decider is not None:
+            await self.engines.close(self.decider)
+            await self.checks.close()
+            self.decider = None
 
     def records(self, kind: str) -> list[dict[str, Any]]:
         """What the journal holds of one kind, oldest first."""

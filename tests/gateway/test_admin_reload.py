@@ -52,13 +52,13 @@ def heard() -> Iterator[tuple[str, Events]]:
 def own(
     fake: FakeRuntime, heard: tuple[str, Events], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[GatewayProcess]:
-    """A gateway whose configuration may be changed."""
+    """A gateway whose configuration one person alone may change."""
     folder = tmp_path_factory.mktemp("own")
     os.environ |= {KEY_ENV: "runtime-secret", "BURSAR_TEST_HOOK": SECRET}
     hook = {"id": "ops", "url": heard[0], "secret_env": "BURSAR_TEST_HOOK"}
     soft = {"scope": {"team": "watched"}, "resource": "tokens", "window": "total", "mode": "soft"}
     budgets = [*document(fake.url)["budgets"], {"id": "watched", "owner": "finance", "limit": 100, **soft}]
-    config = deploy(folder, fake.url, webhooks=[hook], budgets=budgets)
+    config = deploy(folder, fake.url, webhooks=[hook], budgets=budgets, approvals={"loosening": False})
     with gateway_process.running(folder / "home", config) as own:
         yield own
 

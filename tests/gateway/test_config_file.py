@@ -244,9 +244,12 @@ CASES = {
         added("book: {url: file://x}"),
         "bursar.yaml:3:8 book.url: must be memory://, redis://<host>:<port>/<database> or rediss://…",
     ),
-    "an OPA server": (
-        changed("embedded:", "http://opa:8181"),
-        "bursar.yaml:2:10 policy.url: an OPA server is not supported by this version: use embedded:<folder>",
+    "an OPA server with a password": (
+        changed("embedded:", "http://me:secret@opa:8181"),
+        (
+            "bursar.yaml:2:10 policy.url: has a password in it: put a token into an environment variable and name it "
+            "in token_env"
+        ),
     ),
     "a policy folder that is not there": (
         changed("embedded:", "embedded:rules/"),

@@ -26,7 +26,8 @@ def cramped(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """A gateway with a journal of two small segments that no ledger process ships."""
     os.environ[KEY_ENV] = "runtime-secret"
     folder = tmp_path_factory.mktemp("cramped")
-    config = deploy(folder, fake.url, ledger={"segment_bytes": MIB, "journal_bytes_max": 2 * MIB})
+    small = {"segment_bytes": MIB, "journal_bytes_max": 2 * MIB}
+    config = deploy(folder, fake.url, ledger=small, approvals={"loosening": False})
     with gateway_process.running(folder / "home", config) as cramped:
         yield cramped
 

@@ -56,5 +56,5 @@ def test_every_path_of_the_document_exists_and_asks_for_a_key_unless_it_is_open(
     gateway: GatewayProcess, path: str
 ) -> None:
     ((method, operation),) = openapi.document()["paths"][path].items()
-    answer = gateway.client.request(method, path.format(model="plain", request_id="x"))
+    answer = gateway.client.request(method, path.format(model="plain", request_id="x", approval_id="x"))
     assert answer.status_code == (200 if operation.get("security") == [] else 401)

@@ -47,7 +47,7 @@ def store(tmp_path_factory):
     """One engine for the whole file, with rows of two organisations in every table that has an org."""
     opened = Store(f"chdb://{tmp_path_factory.mktemp('store')}/ledger")
     rows = list(rows_of_two())
-    for table in (BY_KIND["usage"], BY_KIND["hold"], BY_KIND["signal"], EVENTS):
+    for table in (BY_KIND["usage"], BY_KIND["hold"], BY_KIND["signal"], BY_KIND["tool_call"], EVENTS):
         known = [{name: row[name] for name in table.columns if name in row} for row in rows]
         opened.insert(table, b"\n".join(map(orjson.dumps, known)), f"w:1-{ROWS}:{table.name}")
     others = [{"ts_us": TIME_US, "event_id": "evil", "writer": "w", "seq": ROWS + 1, "detail": "evil"}]
@@ -97,6 +97,7 @@ SEEN = [
     "SELECT DISTINCT org FROM events",
     "SELECT DISTINCT org FROM hold",
     "SELECT DISTINCT org FROM signal",
+    "SELECT DISTINCT org FROM tool_call",
     "SELECT DISTINCT org FROM (SELECT * FROM (SELECT * FROM usage))",
     "WITH c AS (SELECT * FROM usage) SELECT DISTINCT a.org FROM c AS a JOIN c AS b USING event_id",
     "WITH RECURSIVE c AS (SELECT org FROM usage UNION ALL SELECT org FROM c WHERE 0) SELECT DISTINCT org FROM c",

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ledger.journal import Journal
-from ledger.reports import DIMENSIONS, KINDS, BadReport, report
+from ledger.reports import KINDS, BadReport, report
 from ledger.shipper import Shipper
 from ledger.store import Store
 
@@ -34,6 +34,13 @@ def ask(tmp_path_factory):
     journal = Journal.open(home / "journal" / "w", snapshot=dict)
     for row in rows:
         journal.append("usage", {"org": "acme", **row})
+    for name, team, value, ago in (
+        ("policy_violation", "a", 40, {"minutes": 5}),
+        ("policy_violation", "a", 2, {"hours": 1}),
+        ("tool_blocked", "b", 1, {"hours": 2}),
+        ("tool_blocked", "b", 9, {"days": 9}),
+    ):
+        journal.append("signal", {"ts_us": us(**ago), "org": "acme", "name": name, "team": team, "value": value})
     journal.close()
     store = Store(f"chdb://{home}/ledger")
     Shipper(home / "journal", store).round()
@@ -113,8 +120,21 @@ def test_cache_gpu_and_denials(ask):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_report_runs_over_every_dimension(ask, kind):
-    for name in DIMENSIONS:
+    for name in KINDS[kind].dimensions:
         ask(kind, group_by=[name])
+
+
+def test_signals_add_up_what_their_rows_count(ask):
+    assert [
+        (row["name"], row["team"], row["rows"], row["value"]) for row in ask("signals", group_by=["name", "team"])
+    ] == [
+        ("policy_violation", "a", 2, 42),
+        ("tool_blocked", "b", 1, 1),
+    ]
+    days = ask("signals", group_by=["day"], since="2w")
+    assert [(row["day"], row["value"]) for row in days] == [("2026-03-01", 9), ("2026-03-10", 43)]
+    with pytest.raises(BadReport, match="group once by any of name, org"):
+        report("signals", group_by=["model"])
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from ledger.destination import InsertFailed
 from ledger.segments import segment_paths
 from ledger.shipper import Shipper
 from ledger.store import Store
+from ledger.tables import BY_KIND
 
 # Ships, and kills itself with -9 when it is about to make its Nth insert.
 KILLED_SHIPPER = """
@@ -56,22 +57,21 @@ def test_every_kind_finds_its_table(make_journal, usage_row, store, tmp_path):
     journal.append("decision_inputs", {"input_digest": "d1", "allow": True, "reasons": "[]", "input": '{"a":1}'})
     journal.append("control", {"action": "grant", "grant": {"budget": "b"}, "detail": "{}"})
     journal.append("signal", {"name": "overage", "value": 0.5})
-    journal.append("tool_call", {"tool": "search"})
+    journal.append("tool_call", {"tool": "search", "reasons": "[]"})
+    journal.append("experiment", {"stage": "replay"})
     shipper = Shipper(tmp_path / "journal", store)
     shipper.round()
-    assert shipper.shipped() == {"gateway-0": 7}
+    assert shipper.shipped() == {"gateway-0": 8}
     assert shipper.lag() == {"gateway-0": (0, 0.0)}
     counts = store.row_counts()
-    assert {name: counts[name] for name in ("usage", "hold", "decision_inputs", "control", "signal")} == dict.fromkeys(
-        ("usage", "hold", "decision_inputs", "control", "signal"), 1
-    )
+    assert {name: counts[name] for name in BY_KIND} == dict.fromkeys(BY_KIND, 1)
     kinds = store.select("SELECT kind FROM events ORDER BY seq")
-    names = ["snapshot", "usage", "hold", "decision_inputs", "control", "signal", "tool_call"]
+    names = ["snapshot", "usage", "hold", "decision_inputs", "control", "signal", "tool_call", "experiment"]
     assert kinds == [(name,) for name in names]
     usage = store.select("SELECT writer, seq, input_tokens, stream, toString(charges) FROM usage")
     assert usage == [("gateway-0", 2, 100, True, "[('team-day','acme/search','2025-11-20 00:00:00','tokens',110)]")]
     hashes = store.select("SELECT length(sha256) FROM events WHERE match(sha256, '^[0-9a-f]{64}$')")
-    assert hashes == [(64,)] * 7
+    assert hashes == [(64,)] * 8
 
 
 def test_killed_between_any_two_tables_nothing_is_lost_or_doubled(make_journal, usage_row, tmp_path):

@@ -1,13 +1,14 @@
 """Fixtures of the policy tests: the shipped bundle, bundles written for one test, and a fake engine."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from policy.bundle import load
-from policy.embedded import EmbeddedEngine
-from policy.port import Document, PolicyInput
+from policy.port import Answer, PolicyInput
+from policy.session import BundleSession
 
 SHIPPED = Path(__file__).resolve().parents[2] / "rego"
 
@@ -47,18 +48,26 @@ class FakeEngine:
     def __init__(self, answer: object, revision: str = "sha256:fake") -> None:
         self.revision = revision
         self.answer = answer
-        self.asked: list[Document] = []
+        self.asked: list[bytes] = []
+        self.away_since_s: float | None = None
+        self.go_on: asyncio.Event | None = None
 
-    def evaluate(self, document: Document) -> Document:
-        self.asked.append(document)
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer  # type: ignore[return-value] # a malformed answer is one of the cases
+    async def evaluate(self, entry: str, input_json: bytes) -> Answer:
+        self.asked.append(input_json)
+        revision, answer = self.revision, self.answer
+        if self.go_on is not None:
+            await self.go_on.wait()
+        if isinstance(answer, Exception):
+            raise answer
+        return Answer(answer, revision)
+
+    async def close(self) -> None:
+        """Nothing to end."""
 
 
 @pytest.fixture(scope="session")
-def shipped() -> EmbeddedEngine:
-    return EmbeddedEngine(load(SHIPPED))
+def shipped() -> BundleSession:
+    return BundleSession(load(SHIPPED))
 
 
 @pytest.fixture

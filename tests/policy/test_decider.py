@@ -1,35 +1,52 @@
 """The decider: one evaluation per distinct input and revision, and no decision is ever made up."""
 
+import asyncio
 import hashlib
 import json
-import threading
+from collections.abc import AsyncIterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain.decision import Decision
 from policy.bundle import load
-from policy.decider import Decider, load_engine
+from policy.decider import Decider, Recorded
+from policy.decision import parse
 from policy.embedded import EmbeddedEngine
-from policy.port import BundleError, EvaluationError, PolicyInput, PolicyUnavailable, Undefined, canonical
+from policy.port import (
+    ADMISSION,
+    TOOLS,
+    EngineAway,
+    EvaluationError,
+    PolicyInput,
+    PolicyUnavailable,
+    Undefined,
+)
+from policy.session import BundleSession
 
 from .conftest import SHIPPED
 
 ALLOW = {"allow": True, "reasons": [], "obligations": {}}
-FILE = "bursar/admission/admission.rego"
+DENY = ALLOW | {"allow": False}
 
 
-def test_a_repeated_input_is_not_evaluated_again(fake_engine, request_facts: PolicyInput) -> None:
+@pytest.fixture
+async def embedded() -> AsyncIterator[EmbeddedEngine]:
+    engine = await EmbeddedEngine.open(SHIPPED)
+    yield engine
+    await engine.close()
+
+
+async def test_a_repeated_input_is_not_evaluated_again(fake_engine, request_facts: PolicyInput) -> None:
     engine = fake_engine(ALLOW)
     decider = Decider(engine)
-    first = decider.decide(request_facts)
-    assert decider.decide(request_facts._replace()) is first
+    first = await decider.decide(request_facts)
+    assert await decider.decide(request_facts._replace()) is first
     assert len(engine.asked) == 1
-    assert (decider.hits, decider.misses, decider.cached) == (1, 1, 1)
+    assert (decider.hits, decider.misses, decider.cached_decisions) == (1, 1, 1)
 
 
-def test_each_fact_is_part_of_the_key(fake_engine, request_facts: PolicyInput) -> None:
+async def test_each_fact_is_part_of_the_key(fake_engine, request_facts: PolicyInput) -> None:
     engine = fake_engine(ALLOW)
     decider = Decider(engine)
     changed = PolicyInput("o", "t", "a", ("r",), "c", "e", "m", ("x",))._replace(
@@ -44,9 +61,9 @@ def test_each_fact_is_part_of_the_key(fake_engine, request_facts: PolicyInput) -
         freeze=True,
     )
     for field in PolicyInput._fields:
-        decider.decide(request_facts._replace(**{field: getattr(changed, field)}))
+        await decider.decide(request_facts._replace(**{field: getattr(changed, field)}))
     assert len(engine.asked) == len(PolicyInput._fields)
-    digests = {hashlib.sha256(canonical(document)).hexdigest() for document in engine.asked}
+    digests = {hashlib.sha256(text).hexdigest() for text in engine.asked}
     assert len(digests) == len(PolicyInput._fields)
 
 
@@ -67,23 +84,25 @@ def test_the_input_document_has_exactly_the_contracts_shape(request_facts: Polic
     }
 
 
-def test_a_decision_carries_its_input_digest_and_revision(shipped: EmbeddedEngine, request_facts: PolicyInput) -> None:
-    decision = Decider(shipped).decide(request_facts)
+async def test_a_decision_carries_its_input_digest_and_revision(
+    embedded: EmbeddedEngine, request_facts: PolicyInput
+) -> None:
+    decision = await Decider(embedded).decide(request_facts)
     assert json.loads(decision.input_json) == request_facts.document()
     assert decision.input_digest == hashlib.sha256(decision.input_json).hexdigest()
-    assert decision.revision == shipped.revision
+    assert decision.revision == embedded.revision
     assert len(decision.decision_id) == 36
 
 
-def test_the_oldest_decision_leaves_a_full_cache(fake_engine, request_facts: PolicyInput) -> None:
+async def test_the_oldest_decision_leaves_a_full_cache(fake_engine, request_facts: PolicyInput) -> None:
     engine = fake_engine(ALLOW)
     decider = Decider(engine, cache_max=2)
     one, two, three = (request_facts._replace(app=app) for app in ("one", "two", "three"))
     for facts in (one, two, three, two, three):
-        decider.decide(facts)
-    assert (len(engine.asked), decider.cached) == (3, 2)
-    decider.decide(one)
-    assert (len(engine.asked), decider.cached) == (4, 2)
+        await decider.decide(facts)
+    assert (len(engine.asked), decider.cached_decisions) == (3, 2)
+    await decider.decide(one)
+    assert (len(engine.asked), decider.cached_decisions) == (4, 2)
 
 
 def test_a_cache_without_room_is_refused(fake_engine) -> None:
@@ -94,114 +113,184 @@ def test_a_cache_without_room_is_refused(fake_engine) -> None:
 @pytest.mark.parametrize(
     "answer", [Undefined("no value"), EvaluationError("failed"), {}, {"allow": True}, ALLOW | {"allow": 1}, None]
 )
-def test_no_answer_is_unavailable_and_never_cached(fake_engine, request_facts: PolicyInput, answer: object) -> None:
+async def test_no_answer_is_unavailable_and_never_cached(
+    fake_engine, request_facts: PolicyInput, answer: object
+) -> None:
     engine = fake_engine(answer)
-    told: list[Decision] = []
-    decider = Decider(engine, on_new_decision=told.append)
+    told: list[Recorded] = []
+    decider = Decider(engine, record=told.append)
     for _ in range(2):
         with pytest.raises(PolicyUnavailable):
-            decider.decide(request_facts)
-    assert (len(engine.asked), decider.cached, told) == (2, 0, [])
+            await decider.decide(request_facts)
+    assert (len(engine.asked), decider.cached_decisions, told) == (2, 0, [])
     engine.answer = ALLOW
-    assert decider.decide(request_facts).allow
+    assert (await decider.decide(request_facts)).allow
 
 
-def test_the_hook_is_told_once_per_evaluation(fake_engine, request_facts: PolicyInput) -> None:
-    told: list[Decision] = []
-    decider = Decider(fake_engine(ALLOW), on_new_decision=told.append)
-    decisions = [decider.decide(request_facts) for _ in range(3)]
-    assert told == [decisions[0]]
+async def test_the_hook_is_told_once_per_evaluation(fake_engine, request_facts: PolicyInput) -> None:
+    told: list[Recorded] = []
+    decider = Decider(fake_engine(ALLOW), record=told.append)
+    decisions = [await decider.decide(request_facts) for _ in range(3)]
+    assert told == [Recorded(decisions[0], ADMISSION, is_shadow=False)]
 
 
-def test_a_decision_that_could_not_be_recorded_is_not_served(fake_engine, request_facts: PolicyInput) -> None:
-    def fail(_: Decision) -> None:
+async def test_a_decision_that_could_not_be_recorded_is_not_served(fake_engine, request_facts: PolicyInput) -> None:
+    def fail(_: Recorded) -> None:
         raise OSError("disk full")
 
-    decider = Decider(fake_engine(ALLOW), on_new_decision=fail)
+    decider = Decider(fake_engine(ALLOW), record=fail)
     with pytest.raises(OSError, match="disk full"):
-        decider.decide(request_facts)
-    assert decider.cached == 0
+        await decider.decide(request_facts)
+    assert decider.cached_decisions == 0
 
 
-def test_a_swap_forgets_what_the_old_engine_decided(fake_engine, request_facts: PolicyInput) -> None:
+async def test_a_swap_forgets_what_the_old_engine_decided(fake_engine, request_facts: PolicyInput) -> None:
     decider = Decider(fake_engine(ALLOW, "sha256:old"))
-    old = decider.decide(request_facts)
+    old = await decider.decide(request_facts)
     decider.swap(fake_engine(ALLOW | {"allow": False}, "sha256:new"))
-    assert (decider.revision, decider.cached) == ("sha256:new", 0)
-    new = decider.decide(request_facts)
+    assert (decider.revision, decider.cached_decisions) == ("sha256:new", 0)
+    new = await decider.decide(request_facts)
     assert (old.allow, new.allow) == (True, False)
     assert (old.revision, new.revision) == ("sha256:old", "sha256:new")
 
 
-def test_a_decision_under_way_during_a_swap_is_not_served_after_it(fake_engine, request_facts: PolicyInput) -> None:
-    entered, go_on = threading.Event(), threading.Event()
-    slow = fake_engine(ALLOW, "sha256:old")
-    evaluate = slow.evaluate
-
-    def wait(document):
-        entered.set()
-        assert go_on.wait(5)
-        return evaluate(document)
-
-    slow.evaluate = wait
-    decider = Decider(slow)
-    thread = threading.Thread(target=decider.decide, args=(request_facts,))
-    thread.start()
-    assert entered.wait(5)
-    decider.swap(fake_engine(ALLOW | {"allow": False}, "sha256:new"))
-    go_on.set()
-    thread.join()
-    assert decider.decide(request_facts).revision == "sha256:new"
-
-
-def test_threads_asking_the_same_evaluate_it_once(fake_engine, request_facts: PolicyInput) -> None:
-    engine = fake_engine(ALLOW)
-    decider = Decider(engine)
-    threads = [threading.Thread(target=decider.decide, args=(request_facts,)) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(engine.asked) == 1
-
-
-def test_a_reload_serves_the_new_bundle(write_bundle, request_facts: PolicyInput) -> None:
-    root = write_bundle()
-    decider = Decider(load_engine(root))
-    assert decider.decide(request_facts).obligations.priority == 3
-    write_bundle({"bursar/admission/data.json": '{"priority": 7}'})
-    assert decider.reload(root) == decider.revision == load(root).revision
-    assert decider.decide(request_facts).obligations.priority == 7
-
-
-def test_a_reload_without_a_change_keeps_the_cache(write_bundle, request_facts: PolicyInput) -> None:
-    root = write_bundle()
-    decider = Decider(load_engine(root))
-    first = decider.decide(request_facts)
-    decider.reload(root)
-    assert decider.decide(request_facts) is first
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "package bursar.admission\nimport rego.v1\ndecision := {\n",
-        "package bursar.admission\nimport rego.v1\ndecision := http.send({})\n",
-        "package bursar.admission\nimport rego.v1\na := input.x\nb := a\ndecision := b with input as {}\n",
-        "package bursar.elsewhere\nimport rego.v1\ndecision := {}\n",
-    ],
-)
-def test_the_last_good_bundle_serves_on_when_the_new_one_cannot(
-    write_bundle, request_facts: PolicyInput, text: str
+async def test_a_decision_under_way_during_a_swap_is_not_served_after_it(
+    fake_engine, request_facts: PolicyInput
 ) -> None:
-    root = write_bundle()
-    decider = Decider(load_engine(root))
-    before = decider.decide(request_facts)
-    write_bundle({FILE: text})
-    with pytest.raises(BundleError):
-        decider.reload(root)
-    assert decider.decide(request_facts) is before
-    assert decider.decide(request_facts._replace(app="another")).allow
+    slow = fake_engine(ALLOW, "sha256:old")
+    slow.go_on = asyncio.Event()
+    decider = Decider(slow)
+    under_way = asyncio.create_task(decider.decide(request_facts))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(slow.asked) == 1
+    decider.swap(fake_engine(DENY, "sha256:new"))
+    slow.go_on.set()
+    assert (await under_way).revision == "sha256:old"
+    assert (await decider.decide(request_facts)).revision == "sha256:new"
+
+
+async def test_those_who_ask_the_same_at_once_share_one_evaluation(fake_engine, request_facts: PolicyInput) -> None:
+    engine = fake_engine(ALLOW)
+    engine.go_on = asyncio.Event()
+    decider = Decider(engine)
+    asking = [asyncio.create_task(decider.decide(request_facts)) for _ in range(8)]
+    await asyncio.sleep(0)
+    asking[0].cancel()  # a client that leaves takes nothing from the others
+    engine.go_on.set()
+    decisions = await asyncio.gather(*asking[1:])
+    assert len({decision.decision_id for decision in decisions}) == 1
+    assert len(engine.asked) == 1
+    assert asking[0].cancelled()
+
+
+async def test_another_revision_begins_with_nothing_decided(fake_engine, request_facts: PolicyInput) -> None:
+    engine = fake_engine(ALLOW, "sha256:old")
+    decider = Decider(engine)
+    await decider.decide(request_facts)
+    engine.revision, engine.answer = "sha256:new", DENY
+    assert decider.cached(request_facts) is None
+    decision = await decider.decide(request_facts)
+    assert (decision.allow, decision.revision) == (False, "sha256:new")
+    assert decider.cached(request_facts) is decision
+
+
+async def test_an_answer_of_an_unheard_of_revision_is_served_once_and_not_kept(
+    fake_engine, request_facts: PolicyInput
+) -> None:
+    engine = fake_engine(ALLOW, "sha256:old")
+    engine.go_on = asyncio.Event()
+    decider = Decider(engine)
+    asking = asyncio.create_task(decider.decide(request_facts))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    engine.revision = "sha256:new"
+    engine.go_on.set()
+    assert (await asking).revision == "sha256:old"
+    assert decider.cached(request_facts) is None
+
+
+@pytest.mark.parametrize("last_known_good_s", [0, 30])
+async def test_while_the_engine_is_away_nothing_is_decided_or_only_what_was_and_so_marked(
+    fake_engine, request_facts: PolicyInput, last_known_good_s: int
+) -> None:
+    now_s = 100.0
+    engine = fake_engine(ALLOW)
+    decider = Decider(engine, last_known_good_s=last_known_good_s, now_s=lambda: now_s)
+    before = await decider.decide(request_facts)
+    engine.answer, engine.away_since_s = EngineAway("gone"), 100.0
+    assert decider.cached(request_facts) is None
+    for now_s, may_serve in ((100.0, True), (129.9, True), (130.0, False)):  # noqa: B007 the clock reads it
+        if last_known_good_s and may_serve:
+            bridged = await decider.decide(request_facts)
+            assert bridged.is_last_known_good
+            assert bridged.decision_id == before.decision_id
+        else:
+            with pytest.raises(PolicyUnavailable, match="gone"):
+                await decider.decide(request_facts)
+    with pytest.raises(PolicyUnavailable):
+        await decider.decide(request_facts._replace(app="never asked"))
+    engine.answer, engine.away_since_s = DENY, None
+    assert await decider.decide(request_facts) is before
+
+
+async def test_what_was_decided_before_the_bundle_changed_may_bridge_too(
+    fake_engine, request_facts: PolicyInput
+) -> None:
+    engine = fake_engine(ALLOW, "sha256:old")
+    decider = Decider(engine, last_known_good_s=30, now_s=lambda: 1.0)
+    await decider.decide(request_facts)
+    engine.revision = "sha256:new"
+    await decider.decide(request_facts._replace(app="other"))
+    engine.answer, engine.away_since_s = EngineAway("gone"), 1.0
+    bridged = await decider.decide(request_facts)
+    assert (bridged.revision, bridged.is_last_known_good) == ("sha256:old", True)
+    assert decider.bridged == 1
+
+
+async def test_a_failed_evaluation_is_never_bridged(fake_engine, request_facts: PolicyInput) -> None:
+    engine = fake_engine(ALLOW, "sha256:old")
+    decider = Decider(engine, last_known_good_s=30, now_s=lambda: 1.0)
+    await decider.decide(request_facts)
+    engine.answer, engine.away_since_s = EvaluationError("conflict"), 1.0
+    with pytest.raises(PolicyUnavailable, match="conflict"):
+        await decider.decide(request_facts)
+
+
+async def test_a_shadow_is_recorded_beside_the_decision_in_force(fake_engine, request_facts: PolicyInput) -> None:
+    told: list[Recorded] = []
+    decider = Decider(fake_engine(ALLOW, "sha256:now"), record=told.append)
+    decider.shadow = fake_engine(DENY, "sha256:next")
+    decision = await decider.decide(request_facts)
+    assert decision.allow
+    while len(told) < 2:  # noqa: ASYNC110 nobody tells
+        await asyncio.sleep(0)
+    shadow = told[1]
+    assert shadow.is_shadow
+    assert (shadow.decision.allow, shadow.decision.revision) == (False, "sha256:next")
+    assert shadow.decision.decision_id == decision.decision_id
+    assert decider.cached(request_facts) is decision
+
+
+async def test_a_shadow_that_fails_is_counted_and_nothing_else(fake_engine, request_facts: PolicyInput) -> None:
+    decider = Decider(fake_engine(ALLOW))
+    decider.shadow = fake_engine(EvaluationError("no"))
+    assert (await decider.decide(request_facts)).allow
+    await asyncio.sleep(0.01)
+    assert decider.shadow_failures == 1
+
+
+async def test_another_entry_point_is_asked_each_time_and_recorded(fake_engine) -> None:
+    told: list[Recorded] = []
+    engine = fake_engine(DENY)
+    decider = Decider(engine, record=told.append)
+    for _ in range(2):
+        assert not (await decider.ask(TOOLS, {"tool": {"name": "shell"}})).allow
+    assert len(engine.asked) == 2
+    assert [recorded.entry for recorded in told] == [TOOLS, TOOLS]
+    engine.answer = Undefined("none")
+    with pytest.raises(PolicyUnavailable):
+        await decider.ask(TOOLS, {})
 
 
 TEXT = st.text(st.characters(), max_size=12) | st.sampled_from(["acme", "search", "chat", "sim-large", "ok", "normal"])
@@ -226,15 +315,14 @@ INPUTS = st.builds(
     env_name=TEXT,
     freeze=st.booleans(),
 )
-SHIPPED_ENGINE = EmbeddedEngine(load(SHIPPED))
+SHIPPED_SESSION = BundleSession(load(SHIPPED))
 
 
 @settings(max_examples=300, deadline=None)
 @given(INPUTS)
-def test_any_input_has_a_decision_or_is_unavailable(facts: PolicyInput) -> None:
+def test_any_input_has_a_decision_or_fails(facts: PolicyInput) -> None:
     try:
-        decision = Decider(SHIPPED_ENGINE).decide(facts)
-    except PolicyUnavailable:
+        allow, reasons, _ = parse(SHIPPED_SESSION.evaluate(ADMISSION, facts.document()))
+    except EvaluationError:
         return
-    assert decision.allow is (decision.reasons == ())
-    assert json.loads(decision.input_json) == facts.document()
+    assert allow is (reasons == ())

@@ -1,187 +1,222 @@
-"""The embedded engine: what it answers, what it refuses to build, and that it survives bad bundles and threads."""
+"""The embedded engine: a child process that may crash, hang or be killed, and no input is ever let through for it."""
 
-import threading
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import orjson
 import pytest
 
+from policy import embedded
 from policy.bundle import load
-from policy.child import try_out
-from policy.decider import load_engine
+from policy.child import Child
 from policy.embedded import EmbeddedEngine
-from policy.needs import narrowed, needs
-from policy.port import BundleError, Document, EvaluationError, MalformedDecision, Undefined
+from policy.port import ADMISSION, BundleError, EngineAway, EvaluationError, Undefined
+from policy.session import BundleSession
 
 FILE = "bursar/admission/admission.rego"
 HEAD = "package bursar.admission\n\nimport rego.v1\n\n"
+# Sixteen million pairings for the one input, nothing for all others.
+SLOW = """decision := {"allow": count(pairs) > 0, "reasons": [], "obligations": {}}
 
-
-def engine(root: Path) -> EmbeddedEngine:
-    return EmbeddedEngine(load(root))
-
-
-def test_it_answers_from_rules_and_tables(write_bundle) -> None:
-    raw = engine(write_bundle()).evaluate({"principal": {"org": "acme"}})
-    assert raw == {"allow": True, "reasons": [], "obligations": {"priority": 3}}
-
-
-def test_the_same_input_twice_and_another_between_do_not_mix(write_bundle) -> None:
-    one = engine(write_bundle())
-    answers = [one.evaluate({"principal": {"org": org}})["allow"] for org in ("acme", "evil", "acme", "")]
-    assert answers == [True, False, True, False]
-
-
-@pytest.mark.parametrize(
-    ("rules", "line", "message"),
-    [
-        ("decision := {} if {\n\tinput.a ==\n}\n", 6, "boolean operator"),
-        ("decision := {} if { input.x\n", 5, "unclosed"),
-        ('decision := "abc\n', 5, "abc is not a rule"),
-        ("decision := {} if not hepler\n", 5, "hepler is not a rule"),
-        ("decision := {} if nosuch(1)\n", 5, "nosuch is not a rule"),
-        ("decision := {} if data.rows[i]\n", 5, "i is not a rule"),
-        ("decision := {} if min([1, 2])\n", 5, "orders numbers as text"),
-        ("decision := {} if sort(input.a)\n", 5, "orders numbers as text"),
-        ('decision := {} if input.a == "caf\\u00e9"\n', 5, "without escapes"),
-        ("decision := input.a\n\nelse := 2\n", 7, "crashes"),
-        ("other := 1\n", 0, "no rule data.bursar.admission.decision"),
-    ],
-)
-def test_a_mistake_is_refused_with_its_line(write_bundle, rules: str, line: int, message: str) -> None:
-    with pytest.raises(BundleError, match=message) as caught:
-        engine(write_bundle({FILE: HEAD + rules}))
-    assert caught.value.line == line
-    if line:
-        assert caught.value.file == FILE
-
-
-def test_declared_names_are_no_mistake(write_bundle) -> None:
-    rules = """
-decision := {"allow": allowed, "reasons": [], "obligations": {}}
-
-default allowed := false
-
-allowed if {
-	some i, [name, _] in input.pairs
-	[first, second] := [i, name]
-	every key, value in {"a": second} { key == "a"; value == name }
-	listed(name, first)
-	count([x | some x in input.pairs; x[0] == name]) > 0
+pairs contains [a, b, c, d] if {
+	input.slow == true
+	some a in numbers.range(1, 64)
+	some b in numbers.range(1, 64)
+	some c in numbers.range(1, 64)
+	some d in numbers.range(1, 64)
 }
-
-listed(text, number) if {
-	number >= 0
-	startswith(text, "n")
-} else := true if {
-	text == "other"
-}
-
-names contains text if some text in input.names
-
-by_name[text] := 1 if some text in names
 """
-    built = engine(write_bundle({FILE: HEAD + rules}))
-    assert built.evaluate({"pairs": [["name", 1]], "names": []})["allow"] is True
-    assert built.evaluate({"pairs": [["xyz", 1]], "names": []})["allow"] is False
+ACME = b'{"principal": {"org": "acme"}}'
+EVIL = b'{"principal": {"org": "evil"}}'
+
+
+@pytest.fixture
+async def open_engine() -> AsyncIterator[Callable]:
+    opened: list[EmbeddedEngine] = []
+
+    async def begin(root: Path, timeout_ms: int = 2_000) -> EmbeddedEngine:
+        opened.append(await EmbeddedEngine.open(root, timeout_ms))
+        return opened[-1]
+
+    yield begin
+    for engine in opened:
+        await engine.close()
+
+
+def pid_of(engine: EmbeddedEngine) -> int:
+    return engine._child.process.pid
+
+
+async def allows(engine: EmbeddedEngine, input_json: bytes) -> object:
+    return (await engine.evaluate(ADMISSION, input_json)).value["allow"]  # type: ignore[index]
+
+
+async def test_it_answers_as_the_bundle_does_in_process(write_bundle, open_engine) -> None:
+    root = write_bundle()
+    engine, session = await open_engine(root), BundleSession(load(root))
+    answer = await engine.evaluate(ADMISSION, ACME)
+    assert answer.value == session.evaluate(ADMISSION, orjson.loads(ACME))
+    assert answer.revision == engine.revision == session.revision == load(root).revision
+    assert engine.entries == (ADMISSION,)
+
+
+async def test_many_asked_at_once_are_answered_each_its_own(write_bundle, open_engine) -> None:
+    engine = await open_engine(write_bundle())
+    asked = [ACME, EVIL, b"{}"] * 200
+    answers = await asyncio.gather(*(allows(engine, text) for text in asked))
+    assert answers == [text is ACME for text in asked]
 
 
 @pytest.mark.parametrize(
-    ("rule", "kind"),
-    [
-        ("decision := {} if input.never", Undefined),
-        ("decision := [1]", MalformedDecision),
-        ("decision := 1 if input.a\n\ndecision := 2 if input.a", EvaluationError),
-        ("decision := {} if to_number(input.text) > 1", EvaluationError),
-        ("decision if other\n\nother if decision", EvaluationError),
-    ],
+    ("text", "kind"),
+    [(b"{", EvaluationError), (b'{"principal": {"org": 9300000000000000000}}', EvaluationError)],
 )
-def test_a_failed_evaluation_is_named_and_the_engine_goes_on(write_bundle, rule: str, kind: type[Exception]) -> None:
-    built = engine(write_bundle({FILE: f"{HEAD}{rule}\n"}))
-    for _ in range(2):
-        with pytest.raises(kind):
-            built.evaluate({"a": True, "text": "x"})
+async def test_an_input_it_cannot_take_fails_and_the_engine_goes_on(write_bundle, open_engine, text, kind) -> None:
+    engine = await open_engine(write_bundle())
+    with pytest.raises(kind):
+        await engine.evaluate(ADMISSION, text)
+    assert await allows(engine, ACME) is True
 
 
-@pytest.mark.parametrize("value", [2**63, -(2**70), float("nan"), float("inf"), b"bytes", "\ud800", {"k": ("t",)}])
-def test_an_input_that_the_engine_would_change_is_refused(shipped: EmbeddedEngine, value: object) -> None:
+async def test_an_entry_point_without_a_rule_is_undefined(write_bundle, open_engine) -> None:
+    engine = await open_engine(write_bundle())
+    with pytest.raises(Undefined):
+        await engine.evaluate("bursar/tools/decision", b"{}")
+
+
+async def test_an_evaluation_without_end_is_ended_and_those_behind_it_are_answered(write_bundle, open_engine) -> None:
+    engine = await open_engine(write_bundle({FILE: HEAD + SLOW}), timeout_ms=300)
+    first = pid_of(engine)
+    slow = asyncio.create_task(engine.evaluate(ADMISSION, b'{"slow": true}'))
+    behind = [asyncio.create_task(allows(engine, b'{"n": %d}' % number)) for number in range(20)]
+    with pytest.raises(EvaluationError, match="did not end within 300 ms"):
+        await slow
+    assert await asyncio.gather(*behind) == [False] * 20
+    assert pid_of(engine) != first
+    assert engine.restarts == 1
+
+
+async def test_what_ended_the_engine_once_is_refused_at_once(write_bundle, open_engine) -> None:
+    engine = await open_engine(write_bundle({FILE: HEAD + SLOW}), timeout_ms=200)
+    for _ in range(3):
+        with pytest.raises(EvaluationError, match="did not end within"):
+            await engine.evaluate(ADMISSION, b'{"slow": true}')
+    assert await allows(engine, b"{}") is False
+    assert engine.restarts == 1
+
+
+async def test_the_event_loop_goes_on_while_an_evaluation_is_slow(write_bundle, open_engine) -> None:
+    engine = await open_engine(write_bundle({FILE: HEAD + SLOW}), timeout_ms=300)
+    slow = asyncio.create_task(engine.evaluate(ADMISSION, b'{"slow": true}'))
+    turns = 0
+    while not slow.done():
+        turns += 1
+        await asyncio.sleep(0.001)
+    assert turns > 20
     with pytest.raises(EvaluationError):
-        shipped.evaluate({"intent": {"tools": value}})
+        slow.result()
 
 
-def test_an_input_nested_without_end_is_refused(shipped: EmbeddedEngine) -> None:
-    nested: Document = {}
-    nested["self"] = nested
-    with pytest.raises(EvaluationError, match="too deep"):
-        shipped.evaluate({"intent": {"tools": nested}})
+async def test_a_killed_engine_comes_back_and_nothing_that_waits_is_lost(write_bundle, open_engine) -> None:
+    engine = await open_engine(write_bundle())
+    os.kill(pid_of(engine), signal.SIGKILL)
+    assert await asyncio.gather(*(allows(engine, b'{"n": %d}' % n) for n in range(10))) == [False] * 10
+    assert await allows(engine, ACME) is True
 
 
-@pytest.mark.parametrize("text", ["", 'a"b', "a\\", "a\nb\t\r", "é😀", "\0", "\x7f\x01", "\u2028", "\\u0041", "</x>"])
-def test_every_string_comes_back_and_equals_itself_in_a_table(write_bundle, text: str) -> None:
-    rules = 'decision := {"echo": input.x, "same": input.x == data.bursar.admission.text}\n'
-    escaped = "".join(f"\\u{ord(c):04x}" if ord(c) < 0x10000 else c for c in text)
-    root = write_bundle({FILE: HEAD + rules, "bursar/admission/data.json": f'{{"text": "{escaped}"}}'})
-    assert engine(root).evaluate({"x": text}) == {"echo": text, "same": True}
+async def test_what_ends_the_engine_twice_is_refused_and_the_others_are_answered(write_bundle, open_engine) -> None:
+    engine = await open_engine(write_bundle({FILE: HEAD + SLOW}), timeout_ms=10_000)
+    slow = asyncio.create_task(engine.evaluate(ADMISSION, b'{"slow": true}'))
+    behind = asyncio.create_task(allows(engine, b"{}"))
+    for killed in range(2):
+        await asyncio.sleep(0.1)
+        os.kill(pid_of(engine), signal.SIGKILL)
+        while engine.restarts == killed:  # noqa: ASYNC110 it counts and tells nobody
+            await asyncio.sleep(0.01)
+    with pytest.raises(EvaluationError, match="ended with -9 on this input, twice"):
+        await slow
+    assert await behind is False
 
 
-def test_a_long_answer_is_read_whole(write_bundle) -> None:
-    built = engine(write_bundle({FILE: HEAD + "decision := input\n"}))
-    document = {"items": ["x" * 100] * 1000}
-    assert built.evaluate(document) == document
-    with pytest.raises(EvaluationError, match="too large"):
-        built.evaluate({"items": ["x" * 1000] * 2000})
+async def test_a_restarted_engine_has_the_bundle_it_was_opened_with(write_bundle, open_engine) -> None:
+    root = write_bundle()
+    engine = await open_engine(root)
+    revision = engine.revision
+    write_bundle({FILE: "package broken\n{"})
+    os.kill(pid_of(engine), signal.SIGKILL)
+    assert await allows(engine, ACME) is True
+    assert engine.revision == revision
 
 
-def test_threads_share_an_engine_without_mixing_inputs(write_bundle) -> None:
-    one = engine(write_bundle())
-    wrong: list[str] = []
-
-    def ask(org: str) -> None:
-        for _ in range(200):
-            if one.evaluate({"principal": {"org": org}})["allow"] is not (org == "acme"):
-                wrong.append(org)
-
-    threads = [threading.Thread(target=ask, args=(org,)) for org in ("acme", "evil", "acme", "other")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+async def test_what_waits_too_long_is_told_that_the_engine_is_away(
+    write_bundle, open_engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "WAIT_S_MAX", 0.1)
+    engine = await open_engine(write_bundle({FILE: HEAD + SLOW}), timeout_ms=1_000)
+    slow = asyncio.create_task(engine.evaluate(ADMISSION, b'{"slow": true}'))
+    await asyncio.sleep(0)
+    with pytest.raises(EngineAway, match="did not come to"):
+        await engine.evaluate(ADMISSION, b"{}")
+    with pytest.raises(EngineAway):
+        await slow
 
 
-def test_a_bundle_that_kills_the_engine_is_refused_and_this_process_lives(write_bundle) -> None:
-    killing = "decision := v if {\n\tv := other with input as {}\n}\n\nalias := input.x\n\nother := alias\n"
-    with pytest.raises(BundleError, match="the engine ended with"):
-        load_engine(write_bundle({FILE: HEAD + killing}))
+async def test_more_than_may_wait_are_refused(write_bundle, open_engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "WAITING_MAX", 3)
+    engine = await open_engine(write_bundle())
+    answers = await asyncio.gather(*(allows(engine, ACME) for _ in range(5)), return_exceptions=True)
+    assert answers[:3] == [True] * 3
+    assert [type(answer) for answer in answers[3:]] == [EngineAway] * 2
 
 
-def test_a_bundle_tried_out_apart_answers_as_it_will_here(write_bundle) -> None:
-    bundle = load(write_bundle())
-    [outcome] = try_out(bundle.modules, bundle.data, ("bursar/admission/decision",))
-    assert outcome.value == engine(bundle.root).evaluate({})
+async def test_closing_fails_what_is_under_way_and_ends_the_process(write_bundle) -> None:
+    engine = await EmbeddedEngine.open(write_bundle({FILE: HEAD + SLOW}), 10_000)
+    slow = asyncio.create_task(engine.evaluate(ADMISSION, b'{"slow": true}'))
+    await asyncio.sleep(0.05)
+    await engine.close()
+    with pytest.raises(EngineAway, match="closed"):
+        await slow
+    assert engine._child.process.returncode is not None
+    with pytest.raises(EngineAway, match="closed"):
+        await engine.evaluate(ADMISSION, b"{}")
 
 
-def test_what_no_rule_reads_is_not_handed_over_and_changes_nothing(write_bundle) -> None:
-    rules = """
-picked := input.a.b
-keyed := input["c"]["d e"]
-under[name] := value if some name, value in input.f
-decision := {"picked": picked, "keyed": keyed, "under": under}
-"""
-    bundle = load(write_bundle({FILE: HEAD + rules}))
-    needed = needs(bundle.modules)
-    assert needed == {"a": {"b": None}, "c": {"d e": None}, "f": None}
-    document = {"a": {"b": 1, "x": 2}, "c": {"d e": {"y": 3}, "z": 4}, "f": {"g": {"h": 5}}, "i": 6}
-    assert narrowed(document, needed) == {"a": {"b": 1}, "c": {"d e": {"y": 3}}, "f": {"g": {"h": 5}}}
-    assert EmbeddedEngine(bundle).evaluate(document) == {"picked": 1, "keyed": {"y": 3}, "under": {"g": {"h": 5}}}
+async def test_a_bundle_that_does_not_compile_is_refused_with_its_place(write_bundle) -> None:
+    with pytest.raises(BundleError) as caught:
+        await EmbeddedEngine.open(write_bundle({FILE: HEAD + "decision := {\n"}))
+    assert (caught.value.file, caught.value.line) == (FILE, 5)
 
 
-def test_a_rule_that_takes_the_whole_input_is_handed_all_of_it(write_bundle) -> None:
-    rules = "decision := {name: value | some name, value in input}\n\nother := input.a\n"
-    bundle = load(write_bundle({FILE: HEAD + rules}))
-    assert needs(bundle.modules) is None
-    assert EmbeddedEngine(bundle).evaluate({"a": 1, "b": {"c": 2}}) == {"a": 1, "b": {"c": 2}}
+def test_the_process_ends_with_its_gateway_even_in_an_endless_evaluation(write_bundle) -> None:
+    child = Child.of(write_bundle({FILE: HEAD + SLOW}))
+    child.sock.sendall(b"\x00\x00\x00\x28" + b"bursar/admission/decision\n" + b'{"slow":true}\n')
+    time.sleep(0.1)
+    began_s = time.monotonic()
+    child.close()
+    assert child.process.returncode == 0
+    assert time.monotonic() - began_s < 1.0
 
 
-def test_a_wider_and_a_narrower_reference_keep_the_wider(write_bundle) -> None:
-    rules = "narrow := input.a.b\n\ndecision := input.a\n\nagain := input.a.c\n"
-    assert needs(load(write_bundle({FILE: HEAD + rules})).modules) == {"a": None}
+def test_outcomes_come_in_order_however_many_are_sent_ahead(write_bundle) -> None:
+    inputs = [b'{"principal": {"org": "%b"}}' % (b"acme" if n % 3 else b"o" * (n % 500)) for n in range(2_000)]
+    with Child.of(write_bundle()) as child:
+        outcomes = list(child.outcomes(ADMISSION, inputs))
+    assert [outcome.value["allow"] for outcome in outcomes] == [b"acme" in text for text in inputs]
+
+
+def test_a_child_that_is_killed_says_so(write_bundle) -> None:
+    with Child.of(write_bundle()) as child:
+        child.process.kill()
+        with pytest.raises(EngineAway, match="ended with -9"):
+            child.evaluate(ADMISSION, b"{}")
+
+
+def test_the_child_sees_no_secrets(monkeypatch: pytest.MonkeyPatch, write_bundle) -> None:
+    monkeypatch.setenv("BURSAR_SECRET_FOR_TEST", "s3cret")
+    with Child.of(write_bundle()) as child:
+        environment = Path(f"/proc/{child.process.pid}/environ").read_bytes()
+    assert b"s3cret" not in environment

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import json
 import random
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
@@ -18,8 +21,14 @@ from gateway.flow import Outcome
 from gateway.governance import Governance
 from gateway.live import Live, LiveCall
 from gateway.metering import Observed
+from gateway.noticing import Noticing
+from gateway.quality import Sampler
+from gateway.quality_config import Quality
 from gateway.recent import Recent
 from gateway.repeats import Repeats
+from gateway.risks import Risks
+from gateway.signals import Signals
+from gateway.tool_calls import ToolLog
 from gateway.waiting import Waiting
 from gateway.webhooks import Webhooks
 from ledger import recovery
@@ -32,7 +41,8 @@ from ledger.records import Record
 from ledger.segments import replay_from_snapshot
 from ledger.sequences import Sequences
 from observability.metrics import Metrics
-from policy.decider import Decider
+from policy.decider import Decider, Recorded
+from policy.port import Answer
 from runtime.client import RuntimeClient
 from runtime.openai.usage import Report
 from runtime.port import RuntimeSpec
@@ -47,24 +57,28 @@ METRICS = Metrics()
 Rebuild = Callable[[Book, Iterable[Record], int, Sequences], int]
 
 
+# One for all runs: nothing in it outlives an admission, so none can change what another one sees.
+_LOOP = asyncio.new_event_loop()
+atexit.register(_LOOP.close)
+
+
 def _at_once(admission: Coroutine[Any, Any, Admitted | Refusal]) -> Admitted | Refusal:
-    """What a coroutine returns that has nothing to wait for."""
-    try:
-        admission.send(None)
-    except StopIteration as done:
-        result: Admitted | Refusal = done.value
-        return result
-    raise AssertionError("nobody may wait here")
+    """What a coroutine returns that has nothing to wait for but the policy's answer."""
+    return _LOOP.run_until_complete(admission)
 
 
 class Yes:
     """A policy that admits, and lets the output shrink where the budget runs low."""
 
     revision = "sha256:0123456789abcdef"
+    away_since_s = None
 
-    def evaluate(self, document: dict[str, Any]) -> object:
-        terms = {"min_output_tokens": 4, "shrink_to_fit": document["budget"]["band"] != "ok"}
-        return {"allow": True, "reasons": [], "obligations": terms}
+    async def evaluate(self, entry: str, input_json: bytes) -> Answer:
+        terms = {"min_output_tokens": 4, "shrink_to_fit": json.loads(input_json)["budget"]["band"] != "ok"}
+        return Answer({"allow": True, "reasons": [], "obligations": terms}, self.revision)
+
+    async def close(self) -> None:
+        """Nothing to end."""
 
 
 class NoConnection:
@@ -122,23 +136,29 @@ class SimGateway:
         offer = Offer(
             MODEL, MODEL, frozenset({"chat"}), (client,), Measure(count_bytes, 4096, 4, 4), 256, lambda _: PRICES
         )
+        risks = Risks()
+        risks.now_us = now_us
+        signals = Signals(self.journal, lambda: self.of.has_room(), now_us, risks.consume)
+        tools = ToolLog(self.journal, lambda: self.of.has_room(), now_us)
         return Governance(
             book=self.book,
             journal=self.journal,
             sequences=self.sequences,
-            decider=Decider(Yes(), on_new_decision=self._record_decision),
+            decider=Decider(Yes(), record=self._record_decision),
             catalogue=Catalogue({MODEL: offer}, {"sim": client}, "test", freeze=False),
             metrics=METRICS,
             webhooks=Webhooks((), None),
             waiting=Waiting(0),
             recent=Recent(10),
             repeats=Repeats(1, 1, 1),
+            risks=risks,
+            noticing=Noticing(signals, tools, Sampler(signals, Quality(sample=0)), risks.is_outburst),
             hold_ttl_s=plan.hold_ttl_s,
             now_us=now_us,
         )
 
-    def _record_decision(self, decision: Any) -> None:
-        self.journal.append("decision_inputs", {"decision_id": decision.decision_id, "input": "x" * 200})
+    def _record_decision(self, recorded: Recorded) -> None:
+        self.journal.append("decision_inputs", {"decision_id": recorded.decision.decision_id, "input": "x" * 200})
 
     def ask(self, dice: random.Random, request_id: str) -> Admitted | Refusal:
         """A request arrives, and is admitted or refused."""

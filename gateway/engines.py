@@ -1,0 +1,132 @@
+"""Engines: the policy engines of one worker, opened before they serve, followed while they do, and closed after."""
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+
+from gateway.composition import Unready, bundle_of
+from gateway.config_file import LoadedConfig
+from policy.decider import Decider
+from policy.embedded import WAIT_S_MAX, EmbeddedEngine
+from policy.opa import OpaEngine, OpaServer, OpaState
+from policy.port import BundleError, Engine
+
+log = structlog.get_logger("gateway")
+EMBEDDED = "embedded:"
+
+
+class Deciding(NamedTuple):
+    """Engines that can serve: the one that decides, and the one that decides in its shadow."""
+
+    engine: Engine
+    shadow: Engine | None
+
+
+class Engines:
+    """What a worker does with its policy engines; `environ` holds the token of an OPA server."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._following: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def open(self, loaded: LoadedConfig, serving: Deciding | None = None) -> Deciding:
+        """The engines of a configuration; those that serve already go on where nothing about them changed.
+
+        Raises BundleError where a bundle cannot serve, Unready where a secret is missing. An OPA server may be away.
+        """
+        engine = await self._open(loaded, serving.engine if serving else None)
+        try:
+            shadow = await self._open_shadow(loaded, serving.shadow if serving else None)
+        except BundleError:
+            await self.discard(Deciding(engine, None), serving)
+            raise
+        return Deciding(engine, shadow)
+
+    async def discard(self, opened: Deciding, serving: Deciding | None) -> None:
+        """Close what was opened and is not to serve."""
+        for each in opened:
+            if each is not None and (serving is None or each not in serving):
+                await each.close()
+
+    def serve(self, decider: Decider, opened: Deciding) -> None:
+        """Let these engines decide from now on; those that did are closed once nothing can wait for them any more."""
+        before = Deciding(decider.engine, decider.shadow)
+        if opened.engine is not decider.engine:
+            decider.swap(opened.engine)
+        decider.shadow = opened.shadow
+        self.follow(opened.engine)
+        for each in before:
+            if each is not None and each not in opened:
+                self._finish(_close_after_waits(each))
+
+    def follow(self, engine: Engine) -> None:
+        """Look after an engine that is far away, so that what happens to it is known."""
+        if self._following is not None:
+            self._following.cancel()
+            self._following = None
+        if isinstance(engine, OpaEngine):
+            self._following = asyncio.get_running_loop().create_task(engine.run(_say))
+
+    async def close(self, decider: Decider) -> None:
+        """Close all."""
+        tasks = [*self._retiring, *([self._following] if self._following is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for each in (decider.engine, decider.shadow):
+            if each is not None:
+                await each.close()
+
+    async def _open(self, loaded: LoadedConfig, serving: Engine | None) -> Engine:
+        policy = loaded.config.policy
+        if not policy.is_remote:
+            return await _embedded(bundle_of(loaded), policy.timeout_ms, serving)
+        token = self._environ.get(policy.token_env, "") if policy.token_env else ""
+        if policy.token_env and not token:
+            raise Unready(f"the token of the OPA server is taken from {policy.token_env}, which is not set")
+        server = OpaServer(policy.url, policy.timeout_ms, float(policy.poll_s), token=token)
+        if isinstance(serving, OpaEngine) and serving.server == server:
+            return serving
+        engine = OpaEngine(server)
+        await engine.poll()
+        return engine
+
+    async def _open_shadow(self, loaded: LoadedConfig, serving: Engine | None) -> Engine | None:
+        policy = loaded.config.policy
+        if policy.shadow is None:
+            return None
+        folder = loaded.path.parent / policy.shadow.removeprefix(EMBEDDED)
+        return await _embedded(folder, policy.timeout_ms, serving)
+
+    def _finish(self, closing: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(closing)
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+
+async def _embedded(folder: Path, timeout_ms: int, serving: Engine | None) -> Engine:
+    opened = await EmbeddedEngine.open(folder, timeout_ms)
+    if isinstance(serving, EmbeddedEngine) and (serving.revision, serving.timeout_ms) == (opened.revision, timeout_ms):
+        await opened.close()
+        return serving
+    return opened
+
+
+async def _close_after_waits(engine: Engine) -> None:
+    try:
+        await asyncio.sleep(WAIT_S_MAX)
+    finally:
+        await engine.close()
+
+
+def _say(state: OpaState) -> None:
+    if state.is_away:
+        log.error("the OPA server cannot be asked", reason=state.problem)
+    elif state.problem:
+        log.error("the OPA server keeps its last good bundle", revision=state.revision, reason=state.problem)
+    else:
+        log.info("the OPA server decides", revision=state.revision)

@@ -1,0 +1,86 @@
+"""A bundle compiled once by regopy, and asked in this process: which is one of its own, because regopy can end it."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from regopy import Interpreter, LogLevel, RegoError
+
+from policy.bundle import Bundle, Module
+from policy.frames import value_of
+from policy.lint import problems, rule_lines
+from policy.native import Session
+from policy.needs import narrowed, needs
+from policy.port import ADMISSION, ENTRIES, BundleError, Document
+
+_PARSE_ERROR = re.compile(r"\(error \d+:(?P<file>[^|]*)\|(?P<offset>\d+)\|\d+\s*\(errormsg \d+:(?P<message>[^)]*)\)")
+
+
+class BundleSession:
+    """Evaluates the entry points of one bundle; one caller at a time, and an evaluation cannot be interrupted.
+
+    Without `entries` these are the known ones that the bundle has rules for, and the admission is required. With
+    `with_tests` its tests are compiled too. Raises BundleError with the file and line as far as they are known.
+    """
+
+    def __init__(self, bundle: Bundle, entries: Sequence[str] | None = None, *, with_tests: bool = False) -> None:
+        modules = bundle.modules + bundle.tests if with_tests else bundle.modules
+        if entries is None:
+            require_entry(bundle, ADMISSION)
+            entries = [entry for entry in ENTRIES if entry in rule_lines(bundle.modules)]
+        self.revision = bundle.revision
+        self.entries = tuple(entries)
+        self._session = _compiled(modules, bundle.data, self.entries)
+        self._names = {entry: entry.encode() for entry in self.entries}
+        self._needs = needs(modules)
+
+    def answer(self, entry: str, document: Document) -> bytes:
+        """What `value_of` reads the value from; raises EvaluationError or one of its kinds."""
+        name = self._names.get(entry)
+        if name is None:
+            return b"undefined"
+        return self._session.answer(name, narrowed(document, self._needs))
+
+    def evaluate(self, entry: str, document: Document) -> Any:
+        """The value of an entry point for one input; raises EvaluationError or one of its kinds."""
+        return value_of(self.answer(entry, document))
+
+
+def require_entry(bundle: Bundle, entry: str) -> None:
+    """Raises BundleError where a bundle has no rule at an entry point, which the engine would answer as undefined."""
+    if entry not in rule_lines(bundle.modules):
+        raise BundleError(str(bundle.root), 0, f"no rule data.{entry.replace('/', '.')}")
+
+
+def _compiled(modules: Sequence[Module], data: dict[str, Any], entries: Sequence[str]) -> Session:
+    interpreter = Interpreter()
+    interpreter.log_level = LogLevel.NONE
+    interpreter.strict_built_in_errors = True
+    found = problems(modules, interpreter.is_builtin)
+    if found:
+        raise BundleError(*found[0])
+    for module in modules:
+        try:
+            interpreter.add_module(module.file, module.text)
+        except RegoError as error:
+            raise _bundle_error(error, modules, module.file) from error
+    try:
+        # The engine compares strings by their JSON text, so tables and inputs must be written by the same encoder.
+        interpreter.add_data_json(orjson.dumps(data).decode())
+        compiled = interpreter.build(None, entries)
+    except RegoError as error:
+        raise _bundle_error(error, modules, modules[0].file) from error
+    if not compiled.ok():
+        raise BundleError(modules[0].file, 0, "the bundle does not compile")
+    return Session(interpreter, compiled)
+
+
+def _bundle_error(error: RegoError, modules: Sequence[Module], file: str) -> BundleError:
+    """regopy's error with the byte offset that it prints turned into a line."""
+    texts = {module.file: module.text.encode() for module in modules}
+    match = _PARSE_ERROR.search(str(error))
+    if match is None or match["file"] not in texts:
+        return BundleError(file, 0, " ".join(str(error).split())[:500])
+    line = texts[match["file"]][: int(match["offset"])].count(b"\n") + 1
+    return BundleError(match["file"], line, match["message"].strip())

@@ -1,0 +1,75 @@
+"""Looking at a shared book: what all replicas have of a budget is asked for, and known only once it was answered."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from ledger.book import Route
+from ledger.holds import Hold
+from ledger.lease_keeper import US
+from tests.ledger.keepers import SUBJECT, Node, budget, nodes
+from tests.redis_server import RedisServer
+
+LIMIT = 1_000
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer("always") as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def empty(server: RedisServer) -> None:
+    server.ask("FLUSHALL")
+
+
+def route(of: Node, org: str = SUBJECT.org) -> Route:
+    return of.book.route(SUBJECT._replace(org=org), of.keeper.clock.now_us() // US)
+
+
+async def test_what_another_replica_spent_a_moment_ago_is_seen(server: RedisServer) -> None:
+    """Without looking, a replica that serves nothing there hears of it late or never."""
+    async with nodes(server, 2, [budget("all", LIMIT)]) as (it, other):
+        held = await other.hold(400)
+        assert isinstance(held, Hold)
+        other.spend(held, 400)
+        assert await other.keeper.look(route(other), 5.0)  # and so told of it
+        assert await it.keeper.look(route(it), 5.0)
+        [counter] = [counter for counter, _, _ in route(it).counters]
+        assert counter.spent_elsewhere == 400
+        assert counter.available <= LIMIT - 400
+
+
+async def test_a_counter_that_nobody_has_used_here_is_known_after_a_look(server: RedisServer) -> None:
+    async with nodes(server, 2, [budget("orgs", LIMIT, scope=(("org", "*"),))]) as (it, other):
+        held = await other.hold(300, SUBJECT._replace(org="umbra"))
+        assert isinstance(held, Hold)
+        other.spend(held, 300)
+        assert await other.keeper.look(route(other, "umbra"), 5.0)
+        assert await it.keeper.look(route(it, "umbra"), 5.0)
+        counter = it.book.find("orgs", "org=umbra")
+        assert counter is not None
+        assert counter.spent_elsewhere == 300
+
+
+async def test_many_looks_at_once_are_all_answered(server: RedisServer) -> None:
+    async with nodes(server, 2, [budget("all", LIMIT)]) as (it, other):
+        looks = [of.keeper.look(route(of), 5.0) for of in (it, other) for _ in range(20)]
+        holds = [of.hold(3) for of in (it, other) for _ in range(20)]
+        assert all(await asyncio.gather(*looks))
+        assert all(isinstance(held, Hold) for held in await asyncio.gather(*holds))
+
+
+async def test_while_redis_is_away_nothing_is_known(server: RedisServer) -> None:
+    async with nodes(server, 2, [budget("all", LIMIT)]) as (it, _):
+        await it.proxy.change(freeze=True)
+        assert not await it.keeper.look(route(it), 0.5)
+
+
+async def test_soft_budgets_are_not_asked_about(server: RedisServer) -> None:
+    async with nodes(server, 1, [budget("soft", LIMIT, mode="soft")]) as (it,):
+        before = it.keeper.stats.exchanges
+        assert await it.keeper.look(route(it))
+        assert it.keeper.stats.exchanges - before <= 1

@@ -1,0 +1,126 @@
+"""The process of checks answers, is ended where it hangs, is replaced where it crashed, and takes only so much."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from policy.checks.pii_entities import DEFAULT, SCORE_MIN
+from policy.checks.port import CheckFailed, SchemaRefused
+from policy.checks.process import CheckProcess
+
+AWS = "AKIA" + "QYLPMN5HHHFPZAM2"
+# Python's `re` needs some 2^40 steps for it.
+FOREVER = {"texts": [["here", '"' + "a" * 40 + '!"']], "schema": {"pattern": "^(a+)+$"}}
+HARMLESS = {"texts": [["here", 1, "hello"]]}
+LEAK = {"texts": [["here", 3, f"hello\n{AWS}"]]}
+
+
+@pytest.fixture
+async def process() -> AsyncIterator[CheckProcess]:
+    process = CheckProcess(1.0, DEFAULT, waiting_max=3)
+    yield process
+    await process.close()
+    assert process.pid is None
+
+
+async def failure(process: CheckProcess, check: str, given: dict[str, Any]) -> str:
+    with pytest.raises(CheckFailed) as failed:
+        await process.find(check, given)
+    return failed.value.kind
+
+
+async def test_it_is_started_by_the_first_check_and_stays(process: CheckProcess) -> None:
+    assert process.pid is None
+    (found,) = await process.find("secrets", LEAK)
+    assert found == ("AWS Access Key", "here line 4")
+    pid = process.pid
+    assert await process.find("secrets", HARMLESS) == []
+    given = {"texts": [["here", 1, "ada@example.com"]], "entities": list(DEFAULT), "score_min": SCORE_MIN}
+    assert [each.kind for each in await process.find("pii", given)] == ["EMAIL_ADDRESS"]
+    calls = [{"where": "call", "kind": "function", "name": "rm", "arguments": "{}"}]
+    assert await process.find("tool_calls", {"calls": calls, "offered": {}}) == [("not_offered", "call")]
+    with pytest.raises(SchemaRefused):
+        await process.find("json_schema", {"texts": [["here", None]], "schema": {"type": "x"}})
+    assert process.pid == pid
+
+
+async def test_a_pattern_that_backtracks_for_ever_fails_and_the_next_check_is_made(process: CheckProcess) -> None:
+    assert await process.find("secrets", HARMLESS) == []
+    pid = process.pid
+    assert await failure(process, "json_schema", FOREVER) == "timeout"
+    assert len(await process.find("secrets", LEAK)) == 1
+    assert process.pid != pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid or 0, 0)
+
+
+async def test_a_process_that_is_killed_fails_the_check_under_way_and_is_replaced(process: CheckProcess) -> None:
+    assert await process.find("json_schema", {"texts": [["here", "{}"]], "schema": {}}) == []
+    asked = asyncio.create_task(failure(process, "json_schema", FOREVER))
+    await asyncio.sleep(0.2)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    assert await asked == "crash"
+    assert len(await process.find("secrets", LEAK)) == 1
+
+
+async def test_one_that_dies_idle_fails_one_check_and_is_replaced(process: CheckProcess) -> None:
+    assert await process.find("secrets", HARMLESS) == []
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    assert await failure(process, "secrets", HARMLESS) == "crash"
+    assert len(await process.find("secrets", LEAK)) == 1
+
+
+async def test_who_leaves_does_not_get_the_next_one_their_answer(process: CheckProcess) -> None:
+    assert await process.find("secrets", HARMLESS) == []
+    for _ in range(20):
+        leaving = asyncio.create_task(process.find("secrets", LEAK))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        leaving.cancel()
+        assert await process.find("secrets", HARMLESS) == []
+    assert process.waiting == 0
+
+
+async def test_only_so_many_wait(process: CheckProcess) -> None:
+    assert await process.find("json_schema", {"texts": [["here", "{}"]], "schema": {}}) == []
+    asked = [asyncio.create_task(failure(process, "json_schema", FOREVER)) for _ in range(6)]
+    kinds = await asyncio.gather(*asked)
+    assert kinds.count("timeout") >= 1
+    assert kinds.count("busy") >= 2
+    assert set(kinds) <= {"timeout", "busy"}
+
+
+async def test_a_check_that_breaks_on_what_it_is_given_fails_and_the_process_lives(process: CheckProcess) -> None:
+    assert await failure(process, "secrets", {"texts": [["here", "no number", None]]}) == "crash"
+    pid = process.pid
+    assert await process.find("secrets", HARMLESS) == []
+    assert process.pid == pid
+
+
+async def test_a_process_that_cannot_be_started_fails_the_check() -> None:
+    broken = CheckProcess(1.0, DEFAULT, command=(sys.executable, "-c", "raise SystemExit(1)"))
+    assert await failure(broken, "secrets", HARMLESS) == "crash"
+    await broken.close()
+
+
+async def test_an_alarm_ends_a_check_whose_gateway_is_gone(
+    process: CheckProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway would end it after a second; without one it ends itself, though Python cannot be interrupted."""
+    monkeypatch.setattr("policy.checks.process._ALARM_AFTER_S", -0.5)
+    assert await process.find("json_schema", {"texts": [["here", "{}"]], "schema": {}}) == []
+    assert await failure(process, "json_schema", FOREVER) == "crash"
+
+
+async def test_libraries_are_imported_ahead(process: CheckProcess) -> None:
+    process.warm(["secrets"])
+    assert await process.find("secrets", HARMLESS) == []
+    process.warm(["secrets"])
+    assert process.waiting == 0
