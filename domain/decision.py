@@ -36,8 +36,8 @@ class Decision:
     """One evaluated policy answer, shared by every request with the same input under the same bundle.
 
     `decision_id` names the evaluation, `input_digest` the SHA-256 of its canonical input and `revision` the bundle.
-    `is_last_known_good` marks one that stands in while the engine is away; `engine_decision_id` is the engine's own name
-    for the evaluation, where it gives one.
+    `is_last_known_good` marks one that stands in while the engine is away; `engine_decision_id` is the engine's own
+    name for the evaluation, where it gives one.
     """
 
     decision_id: str

@@ -167,8 +167,15 @@ def governance_of(
         last_known_good_s=config.policy.last_known_good_s,
     )
     risks = opened.risks
-    signals = Signals(journal, lambda: of.has_room(), lambda: of.now_us(), risks.consume)
-    tools = ToolLog(journal, lambda: of.has_room(), lambda: of.now_us())
+
+    def has_room() -> bool:
+        return journal.room_for(len(opened.book.holds))
+
+    def now_us() -> int:
+        return of.now_us()  # which may become the clock of a shared book
+
+    signals = Signals(journal, has_room, now_us, risks.consume)
+    tools = ToolLog(journal, has_room, now_us)
     of = Governance(
         book=opened.book,
         journal=journal,

@@ -106,6 +106,9 @@ def _missing_files(config: Config, file: Path) -> Iterator[tuple[Location, str]]
     folder = config.policy.folder
     if folder and not config.policy.is_remote and not (file.parent / folder).is_dir():
         yield ("policy", "url"), f"there is no folder {folder} here; embedded: alone is the bundle shipped with Bursar"
+    shadow = (config.policy.shadow or "").removeprefix("embedded:")
+    if shadow and not (file.parent / shadow).is_dir():
+        yield ("policy", "shadow"), f"there is no folder {shadow} here"
     for index, model in enumerate(config.models):
         if model.tokenizer is not None and not (file.parent / model.tokenizer).is_file():
             yield ("models", index, "tokenizer"), f"there is no file {model.tokenizer}"

@@ -21,6 +21,7 @@ def inconsistencies(config: Config, now_s: float) -> list[Finding]:
         *_prices_to_come(config, now_s),
         *_scopes_of_nothing(config),
         *_uncountable(config),
+        *_second_model(config),
     ]
 
 
@@ -56,6 +57,14 @@ def _uncountable(config: Config) -> Iterator[Finding]:
                 yield ("budgets", index, "limit"), f"a book in redis:// counts up to {LIMIT_MAX}"
     elif config.book.replicas > 1:
         yield ("book", "replicas"), "a book in memory:// cannot be shared"
+
+
+def _second_model(config: Config) -> Iterator[Finding]:
+    second = config.verify.second_model
+    chats = {model.id for model in config.models if "chat" in model.endpoints}
+    if second is not None and second.model not in chats:
+        why = f"no model that offers chat is called {second.model}{nearest(second.model, chats)}"
+        yield ("verify", "second_model", "model"), why
 
 
 def _unknown_runtimes(config: Config) -> Iterator[Finding]:

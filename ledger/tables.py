@@ -22,7 +22,9 @@ _USAGE = """
     kv_block_us energy_uj certainty degraded cache_domain risk_level pool charges org_seq adjusts
 """
 _HOLD = "hold_id request_id action org team app user key_id model expires_at_us charges"
-_DECISION_INPUTS = "decision_id entry is_shadow engine_decision_id input_digest policy_revision allow reasons obligations input"
+_DECISION_INPUTS = (
+    "decision_id entry is_shadow engine_decision_id input_digest policy_revision allow reasons obligations input"
+)
 _CONTROL = "action actor subject digest detail"
 _SIGNAL = "name org team app run_id request_id subject level value detail"
 _TOOL_CALL = """

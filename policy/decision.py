@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from domain.decision import Obligations, Reason
+from policy.checks.port import NAMES
 from policy.port import MalformedDecision
 
 _FIELDS = frozenset({"allow", "reasons", "obligations"})
@@ -80,6 +81,14 @@ def _texts(name: str, value: object) -> tuple[str, ...]:
     return tuple(_text(name, item) for item in _list(name, value))
 
 
+def _checks(name: str, value: object) -> tuple[str, ...]:
+    texts = _texts(name, value)
+    unknown = sorted(set(texts) - set(NAMES))
+    if unknown:
+        raise MalformedDecision(f"{name} names no check {unknown[0]!r:.80}; there are {', '.join(NAMES)}")
+    return texts
+
+
 def _cache_domain(name: str, value: object) -> str:
     if not isinstance(value, str) or value not in _CACHE_DOMAINS:
         raise MalformedDecision(f"{name} must be one of {sorted(_CACHE_DOMAINS)}")
@@ -94,7 +103,7 @@ _READERS: dict[str, Callable[[str, object], object]] = {
     "fallback_models": _texts,
     "priority": _count,
     "blocked_tools": _texts,
-    "verify": _texts,
+    "verify": _checks,
     "cache_domain": _cache_domain,
     "queue_ms_max": _count,
     "sample_trace": _fraction,

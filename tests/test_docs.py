@@ -8,7 +8,7 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from gateway import approvals_config, config, errors, objectives, offers
+from gateway import approvals_config, config, errors, objectives, offers, quality_config, verification_config
 from gateway.cli import app
 from gateway.config_file import load
 from gateway.errors import ErrorKind
@@ -40,6 +40,10 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "slos.scope": objectives.SloScope,
     "slos.fast": objectives.FastAlert,
     "slos.slow": objectives.SlowAlert,
+    "quality": quality_config.Quality,
+    "verify": verification_config.Verify,
+    "verify.pii": verification_config.Pii,
+    "verify.second_model": verification_config.SecondModel,
 }
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

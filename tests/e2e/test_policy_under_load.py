@@ -70,7 +70,7 @@ async def load(
 ) -> list[Answer]:
     """What clients saw that asked one request after another until something was done.
 
-    Where inputs are to be new, every twentieth request is of an app that has not asked before, as long as there are any.
+    Where inputs are to be new, every twentieth request is of an app that has not asked before, while there are any.
     """
     answers: list[Answer] = []
     known = {"authorization": f"Bearer {gateway.key('free')}"}

@@ -64,7 +64,7 @@ class Plane:
         self.reload_answer: dict[str, Any] = {"applied": True, "changes": []}
         self.asked: list[Asked] = []
         self.risks = Risks()
-        self.answer: bytes | None = None
+        self.answers: dict[str, bytes] = {}
         keys = KeyStore(folder / "keys")
         self.root, _ = keys.create("-", "-", "admin", kind="admin")
         self.alice, self.alice_secret = keys.create("-", "-", "admin", kind="admin", made_by=self.root.key_id)
@@ -85,7 +85,7 @@ class Plane:
             approvals=self.approvals,
             rules=lambda: self.rules,
             person=lambda key: person_of(key, keys, self.root.key_id, lambda user: user),
-            withheld=lambda approval_id: self.answer,
+            withheld=self.answers.get,
             headroom=self.headroom,
             risks=self.risks,
         )
@@ -140,7 +140,7 @@ async def test_what_waits_is_listed_and_what_ended_only_when_asked_for(of: Plane
 
 async def test_an_answer_that_waits_is_shown_and_who_read_it_is_a_row_without_it(of: Plane) -> None:
     waits = of.ask("answer", by="some-app")
-    of.answer = b'{"choices": []}'
+    of.answers[waits.id] = b'{"choices": []}'
     async with of.as_(of.bob_secret) as client:
         assert (await client.get(f"/admin/approvals/{waits.id}")).json()["answer"] == '{"choices": []}'
     row = of.rows[-1]

@@ -201,10 +201,11 @@ def test_what_waits_and_what_is_remembered_are_bounded(of: Setup) -> None:
 async def test_all_who_wait_hear_how_it_ended(end: Callable[[Setup, Approval], None], state: State) -> None:
     of = Setup()
     made = of.ask()
-    waiting = [asyncio.create_task(of.approvals.decided(made.id, 30)) for _ in range(3)]
+    waiting = [asyncio.create_task(of.approvals.decided(made.id, 60)) for _ in range(3)]
     await asyncio.sleep(0)
     end(of, made)
-    assert [each.state for each in await asyncio.gather(*waiting)] == [state] * 3
+    async with asyncio.timeout(20):
+        assert [each.state for each in await asyncio.gather(*waiting)] == [state] * 3
 
 
 async def test_who_waits_no_longer_than_a_while_is_told_that_it_is_pending() -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class Setup:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.document = document("http://127.0.0.1:9")
         self.now_s = NOW_S
         self.controls = Rows()
         self.approvals = Approvals(self.controls, lambda: self.now_s * 1_000_000)
@@ -65,7 +67,7 @@ class Setup:
     def applied(
         self, revision: str = "sha256:1", edit: Callable[[dict[str, Any]], object] = lambda _: None, **sections: Any
     ) -> Applied:
-        whole = document("http://127.0.0.1:9")
+        whole = deepcopy(self.document)
         edit(whole)
         loaded = load(deploy(self.folder, "http://127.0.0.1:9", **{**whole, **sections}), {KEY_ENV: "x"})
         table = f'{{"revision": "{revision}"}}'.encode()
@@ -106,7 +108,7 @@ async def test_what_loosens_waits_and_says_what_and_for_whom(of: Setup) -> None:
     ]
     assert held["approval"]["id"] in held["message"]
     assert held["approval"]["detail"]["config_digest"] == new.loaded.digest
-    assert "budgets.quota-day.limit" in held["approval"]["detail"]["changes"]
+    assert held["approval"]["detail"]["changes"] == ["budgets.quota-day.limit"]
     assert of.controls.actions == ["approval_requested"]
 
 

@@ -138,8 +138,12 @@ class SimGateway:
         )
         risks = Risks()
         risks.now_us = now_us
-        signals = Signals(self.journal, lambda: self.of.has_room(), now_us, risks.consume)
-        tools = ToolLog(self.journal, lambda: self.of.has_room(), now_us)
+
+        def has_room() -> bool:
+            return self.journal.room_for(len(self.book.holds))
+
+        signals = Signals(self.journal, has_room, now_us, risks.consume)
+        tools = ToolLog(self.journal, has_room, now_us)
         return Governance(
             book=self.book,
             journal=self.journal,
