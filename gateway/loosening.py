@@ -143,6 +143,7 @@ RULES: dict[str, Rule] = {
     "approvals.loosening": Rule(_off, "nobody else has to agree any more to what gets looser"),
     "approvals.bundle": Rule(lambda before, after: after == "flips", "some changed bundles need nobody's agreement"),
     "approvals.grants": Rule(_off, "grants need nobody's agreement any more"),
+    "approvals.undo_s": Rule(_raised, "a reload can be undone unasked for longer"),
     "approvals.ttl_s": Rule(_raised, "what was asked for can be approved for longer"),
 }
 # What it means that a list has gained or lost an item; None: nothing by itself.

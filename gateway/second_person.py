@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from domain.decision import Decision
 from gateway.approvals import Approvals, Person
@@ -29,6 +29,14 @@ from policy.port import ADMISSION, Engine
 US = 1_000_000
 
 
+class Before(NamedTuple):
+    """What was in force until the last reload, and until when (Unix microseconds) it may come back unasked."""
+
+    digest: str
+    policy_revision: str
+    until_us: int
+
+
 class SecondPerson:
     """Has a say in the reloads of one worker; call `started` once before the first of them."""
 
@@ -50,6 +58,7 @@ class SecondPerson:
         self._now_us = now_us
         self._reviews = Reviews(self.approvals, controls, now_us)
         self._in_force: Applied | None = None
+        self._before: Before | None = None
 
     def person(self, key: Key) -> Person:
         """Who holds a key."""
@@ -75,6 +84,9 @@ class SecondPerson:
         `decisions` are those of the bundle in force. Raises ApprovalError where `asked` may not approve.
         """
         assert self._in_force is not None
+        if not asked.approval_id and self._is_undone(loaded.digest, engine.revision):
+            self._controls.record("undone", asked.by.actor, str(loaded.path), digest=loaded.digest)
+            return None
         new = Applied(loaded, await asyncio.to_thread(policies_of, loaded, engine.revision))
 
         async def admission(input_json: bytes) -> object:
@@ -84,7 +96,16 @@ class SecondPerson:
 
     async def applied(self, loaded: LoadedConfig, revision: str) -> None:
         """Take what is applied as what the next reload, and the next start, is compared with."""
+        was = self._in_force
         await self._keep(Applied(loaded, await asyncio.to_thread(policies_of, loaded, revision)))
+        if was is not None and (was.loaded.digest, was.policies.revision) != (loaded.digest, revision):
+            until_us = self._now_us() + was.loaded.config.approvals.undo_s * US
+            self._before = Before(was.loaded.digest, was.policies.revision, until_us)
+
+    def _is_undone(self, digest: str, revision: str) -> bool:
+        """Whether these are what was in force a moment ago: to go back there is to undo, whatever that loosens."""
+        before = self._before
+        return before is not None and before[:2] == (digest, revision) and self._now_us() < before.until_us
 
     async def _keep(self, applied: Applied) -> None:
         await asyncio.to_thread(remember, self._home, self._replica, applied)

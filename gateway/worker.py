@@ -256,6 +256,8 @@ class Worker:
         if held is not None:
             await self._discard(deciding, serving, clients)
             return held
+        # First what can fail for the disk: a reload is applied whole or not at all.
+        await second.applied(loaded, deciding.engine.revision)
         changes = diff(self.loaded.config, loaded.config)
         old_clients, old_revision = self.clients, of.decider.revision
         of.catalogue, self.clients, self.loaded = catalogue, clients, loaded
@@ -269,7 +271,6 @@ class Worker:
             self.revisions.loaded(of.noticing.signals, revision)
             await self._weigh(of, deciding.engine)
         of.noticing.sampler.config = loaded.config.quality
-        await second.applied(loaded, revision)
         self._label(of)
         controls.record("config_applied", asked.by.actor, str(loaded.path), digest=loaded.digest, detail=changes)
         self._retire([client for name, client in old_clients.items() if clients.get(name) is not client])

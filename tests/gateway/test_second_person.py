@@ -26,7 +26,8 @@ def own(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     os.environ[KEY_ENV] = "runtime-secret"
     slo = {"id": "up", "owner": "platform", "scope": {}, "kind": "availability", "objective": 0.9, "frozen": True}
     slo |= {"fast": {"burn": 5}, "slow": {"burn": 2}}
-    with gateway_process.running(folder / "home", deploy(folder, fake.url, slos=[slo])) as own:
+    config = deploy(folder, fake.url, slos=[slo], approvals={"undo_s": 0})
+    with gateway_process.running(folder / "home", config) as own:
         yield own
     del os.environ[KEY_ENV]
 
@@ -104,6 +105,22 @@ def test_a_lowered_limit_is_in_force_at_once(own: GatewayProcess) -> None:
     raised(own, 50)
     assert own.admin.post("/admin/reload").json()["applied"] is True
     assert limit(own) == 50
+
+
+def test_what_was_in_force_before_the_last_reload_comes_back_unasked_and_nothing_else_does(
+    own: GatewayProcess, bob: Path
+) -> None:
+    change(own, lambda whole: whole["approvals"].update(undo_s=600))
+    approved(own, bob, own.admin.post("/admin/reload").json()["approval"]["id"]).raise_for_status()
+    config = own.config.read_text()
+    raised(own, 50)
+    assert own.admin.post("/admin/reload").json()["applied"] is True
+    raised(own, 99)
+    assert own.admin.post("/admin/reload").status_code == 202
+    own.config.write_text(config)
+    assert own.admin.post("/admin/reload").json()["applied"] is True
+    assert limit(own) == 100
+    assert rows(own, str(own.config))[-2:] == ["undone", "config_applied"]
 
 
 def test_a_file_that_was_changed_after_it_was_asked_for_is_not_applied(own: GatewayProcess, bob: Path) -> None:

@@ -67,7 +67,7 @@ ALLOWED: dict[str, dict[str, Any]] = {
     },
 }
 # What a decision does not turn on; the launch in the demo needs no evidence, and of an unknown environment all of it.
-IDLE = {
+IDLE: dict[str, set[tuple[str | int, ...]]] = {
     ADMISSION: {
         ("principal", "roles"), ("principal", "roles", 0), ("intent", "stream"), ("intent", "run", "steps"),
         ("intent", "tools", 0), ("budget", "worst"), ("budget", "per_resource"), ("env", "name"),

@@ -59,10 +59,11 @@ granted := terms if {
 restrained := object.union_n([granted, risk.obligations, risk.output_cap(granted), chosen]) if {
 	is_array(input.intent.tools)
 	offered := object.get(granted, "verify", [])
-	called := [check | some tool in input.intent.tools; tool_allowed(tool); some check in tools.checks(tool)]
+	allowed := {tool | some tool in input.intent.tools; tool_allowed(tool)}
+	called := {check | some tool in allowed; some check in tools.checks(tool)}
 	chosen := {
-		"blocked_tools": [tool | some tool in input.intent.tools; not tool_allowed(tool)],
-		"verify": risk.distinct(array.concat(array.concat(offered, risk.verify), called)),
+		"blocked_tools": [tool | some tool in input.intent.tools; not tool in allowed],
+		"verify": risk.distinct(array.concat(array.concat(offered, risk.verify), [check | some check in called])),
 	}
 }
 

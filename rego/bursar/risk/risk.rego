@@ -36,7 +36,12 @@ level_known if is_object(data.bursar.risk.restrictions[input.risk.level])
 # METADATA
 # title: Model tier
 # description: The tier of a model; undefined, and so denied, for a model that nobody registered.
-model_tier(model) := data.bursar.risk.models[model].tier
+model_tier(model) := entry.tier if {
+	is_string(model)
+	models := data.bursar.risk.models
+	is_object(models)
+	entry := object.get(models, model, {})
+}
 
 # METADATA
 # title: Model open

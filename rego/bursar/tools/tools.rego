@@ -78,13 +78,11 @@ denied["tables_malformed"] := "A table of the policy has not the form that its s
 # title: Tool tier
 # description: The tier of a tool, or what `unregistered` says for one that has no entry.
 # scope: document
-tool_tier(tool) := data.bursar.tools.registry[tool].tier
-
-tool_tier(tool) := data.bursar.tools.unregistered if {
-	is_string(tool)
-	registry := data.bursar.tools.registry
-	is_object(registry)
-	not tool in object.keys(registry)
+tool_tier(tool) := tier if {
+	entry := _entry(tool)
+	tier := entry.tier
+} else := data.bursar.tools.unregistered if {
+	_entry(tool) == null
 }
 
 # METADATA
@@ -100,14 +98,23 @@ tool_cleared(tool) if {
 checks(tool) := array.concat(_own_checks(tool), risk.tool_checks(tool_tier(tool)))
 
 _own_checks(tool) := own if {
-	own := data.bursar.tools.registry[tool].verify
+	entry := _entry(tool)
+	own := entry.verify
 	is_array(own)
 } else := [] if {
+	_entry(tool) == null
+} else := [] if {
+	entry := _entry(tool)
+	is_object(entry)
+	object.get(entry, "verify", null) == null
+}
+
+# Null for a tool without an entry. The embedded engine tries every key where a function's argument is looked up in
+# brackets, and only finds the key with `object.get`.
+_entry(tool) := object.get(registry, tool, null) if {
+	is_string(tool)
 	registry := data.bursar.tools.registry
 	is_object(registry)
-	entry := object.get(registry, tool, {})
-	is_object(entry)
-	not "verify" in object.keys(entry)
 }
 
 _key := name if {
