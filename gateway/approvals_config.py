@@ -10,7 +10,8 @@ from gateway.config_values import DAY_S, Section, Whole
 class ApprovalRules(Section):
     """What needs a second person: a reload that loosens something, and grants; `ttl_s` is how long it may be decided.
 
-    What was in force before the last reload comes back unasked for `undo_s` after it. `bundle` says when a changed bundle counts as looser: `flips`, unless no recorded input shows it; `always`.
+    What was in force before the last reload comes back unasked for `undo_s` after it. `bundle` says when a changed
+    bundle counts as looser: `flips`, unless no recorded input shows it; `always`.
     """
 
     loosening: bool = True

@@ -238,7 +238,7 @@ def test_an_approval_nobody_has_says_where_to_look(own: GatewayProcess) -> None:
 
 
 def test_a_grant_needs_a_second_person_where_grants_do(own: GatewayProcess, bob: Path) -> None:
-    change(own, lambda whole: whole.update(approvals={"grants": True}))
+    change(own, lambda whole: whole["approvals"].update(grants=True))
     assert own.admin.post("/admin/reload").json()["applied"] is True
     said = ran(DONE, "budget", "grant", "quota-day", "50", home=own.home)
     assert "not granted" in said.stdout
