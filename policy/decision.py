@@ -10,7 +10,7 @@ from policy.port import MalformedDecision
 _FIELDS = frozenset({"allow", "reasons", "obligations"})
 _CACHE_DOMAINS = frozenset({"app", "team", "org", "shared"})
 _INT_MAX = 2**53 - 1
-_LIST_MAX = 256
+_LIST_MAX = 512
 _TEXT_MAX = 1024
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from policy import tables
 from policy.bundle import assemble
 from policy.frames import answered, asked, failed, packed, received
 from policy.port import BundleError, EvaluationError
@@ -55,7 +56,9 @@ def _built(sock: socket.socket) -> BundleSession | None:
     task = _table(received(sock))
     contents = {name: received(sock) or b"" for name in task["files"]}
     try:
-        session = BundleSession(assemble(task["root"], contents), task["entries"], with_tests=task["with_tests"])
+        bundle = assemble(task["root"], contents)
+        tables.require(contents, bundle.data)
+        session = BundleSession(bundle, task["entries"], with_tests=task["with_tests"])
     except BundleError as error:
         sock.sendall(packed(orjson.dumps({"mistake": [error.file, error.line, error.message]})))
         return None

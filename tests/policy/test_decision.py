@@ -74,7 +74,7 @@ def test_reasons_keep_their_order() -> None:
         {"allow": True, "reasons": [{"code": "a"}], "obligations": {}},
         {"allow": True, "reasons": [{"code": "", "message": "m"}], "obligations": {}},
         {"allow": True, "reasons": [{"code": "a", "message": 1}], "obligations": {}},
-        {"allow": True, "reasons": [{"code": "a", "message": "m"}] * 257, "obligations": {}},
+        {"allow": True, "reasons": [{"code": "a", "message": "m"}] * 513, "obligations": {}},
         {"allow": True, "reasons": [], "obligations": []},
     ],
 )
@@ -91,7 +91,7 @@ def test_a_decision_out_of_form_is_malformed(raw: Any) -> None:
                                      "queue_ms_max") for value in (-1, 1.0, True, "5", None, 2**60)],
         *[("shrink_to_fit", value) for value in (0, "yes", None)],
         *[(name, value) for name in ("fallback_models", "blocked_tools", "verify")
-          for value in ("shell", [1], [""], {}, None, ["x"] * 257, ["x" * 2000])],
+          for value in ("shell", [1], [""], {}, None, ["x"] * 513, ["x" * 2000])],
         *[("cache_domain", value) for value in ("everyone", "", None, ["team"])],
         *[("sample_trace", value) for value in (-0.1, 1.1, True, "1", None, float("nan"))],
     ],
