@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import orjson
 
@@ -43,6 +43,7 @@ class Child:
     def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
         self.process = process
         self.sock = sock
+        self._stream: BinaryIO = sock.makefile("rb")
         self.said = ""
         self.revision = ""
         self.entries: tuple[str, ...] = ()
@@ -90,7 +91,7 @@ class Child:
         self.sock.settimeout(timeout_s)
         try:
             self.sock.sendall(question(entry, input_json))
-            frame = received(self.sock)
+            frame = received(self._stream)
         except TimeoutError as error:
             self.close()
             raise EvaluationError(f"the evaluation did not end within {timeout_s:g} s") from error
@@ -122,6 +123,7 @@ class Child:
 
     def close(self) -> None:
         """End the process, whatever it does."""
+        self._stream.close()
         self.sock.close()
         try:
             self.process.wait(1.0)
@@ -150,7 +152,7 @@ class Child:
             self.sock.sendall(packed(orjson.dumps(task)))
             for content in files.values():
                 self.sock.sendall(packed(content))
-            frame = received(self.sock)
+            frame = received(self._stream)
         except TimeoutError as error:
             raise BundleError(root, 0, f"the engine did not end within {timeout_s:g} s") from error
         except OSError:
@@ -170,7 +172,7 @@ class Child:
 
     def _next(self) -> Outcome:
         try:
-            frame = received(self.sock)
+            frame = received(self._stream)
         except OSError as error:
             raise EngineAway(f"the engine {self.ended()}") from error
         if frame is None:

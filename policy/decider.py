@@ -43,7 +43,8 @@ class _Serving:
         self.engine = engine
         self.revision = revision
         self.cache: dict[PolicyInput, Decision] = {}
-        self.flights: dict[PolicyInput, asyncio.Task[Decision]] = {}
+        # What those wait for who ask what is being asked already: nothing comes where whoever asked it has left.
+        self.flights: dict[PolicyInput, asyncio.Future[Decision | EvaluationError | None]] = {}
 
 
 class Decider:
@@ -111,21 +112,19 @@ class Decider:
 
     async def decide(self, given: PolicyInput) -> Decision:
         """The decision for one input; raises PolicyUnavailable where none could be made, and the caller must deny."""
-        decision = self.cached(given)
-        if decision is not None:
-            return decision
-        serving = self._current()
-        flight = serving.flights.get(given)
-        if flight is None:
-            flight = asyncio.get_running_loop().create_task(self._decide_anew(serving, given))
-            serving.flights[given] = flight
-            flight.add_done_callback(lambda _: serving.flights.pop(given, None))
-        try:
-            return await asyncio.shield(flight)
-        except EngineAway as away:
-            return self._bridge(given, away)
-        except EvaluationError as failed:
-            raise _unavailable(failed) from failed
+        while True:
+            decision = self.cached(given)
+            if decision is not None:
+                return decision
+            serving = self._current()
+            flight = serving.flights.get(given)
+            found = await (self._fly(serving, given) if flight is None else asyncio.shield(flight))
+            if isinstance(found, Decision):
+                return found
+            if isinstance(found, EngineAway):
+                return self._bridge(given, found)
+            if found is not None:
+                raise _unavailable(found) from found
 
     async def ask(self, entry: str, document: Document) -> Decision:
         """What another entry point decides; raises PolicyUnavailable where it decides nothing. It is not cached."""
@@ -156,6 +155,19 @@ class Decider:
             self._before = serving.cache
             serving = self._serving = _Serving(serving.engine, revision)
         return serving
+
+    async def _fly(self, serving: _Serving, given: PolicyInput) -> Decision | EvaluationError:
+        """Ask the engine, for all who want to know meanwhile."""
+        flight = serving.flights[given] = asyncio.get_running_loop().create_future()
+        found: Decision | EvaluationError | None = None
+        try:
+            found = await self._decide_anew(serving, given)
+        except EvaluationError as failed:
+            found = failed
+        finally:
+            del serving.flights[given]
+            flight.set_result(found)
+        return found
 
     async def _decide_anew(self, serving: _Serving, given: PolicyInput) -> Decision:
         self.misses += 1

@@ -21,6 +21,8 @@ RESTART_S_MAX = 30.0
 
 # A stalled event loop sees its timers before the answers that came meanwhile: they are looked at once more.
 _GRACE_S = 0.005
+# How often those that wait behind a long evaluation, or for a new process, are told that they have waited too long.
+_LOOK_S = 0.05
 
 
 @dataclass(slots=True)
@@ -28,6 +30,7 @@ class _Question:
     entry: str
     input_json: bytes
     answer: asyncio.Future[bytes]
+    until_s: float
     was_lost: bool = False
 
 
@@ -48,6 +51,8 @@ class EmbeddedEngine:
         self._refused: dict[tuple[str, bytes], str] = {}
         self._link: _Link | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._first_since_s = 0.0
+        self._given_up_s = 0.0
         self._restarting: asyncio.Task[None] | None = None
         self._is_closed = False
         self.restarts = 0
@@ -82,18 +87,14 @@ class EmbeddedEngine:
             raise EvaluationError(refused)
         if self._is_closed or len(self._waiting) >= WAITING_MAX:
             raise EngineAway("the engine is closed" if self._is_closed else f"{WAITING_MAX} evaluations wait")
-        asked = _Question(entry, input_json, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        asked = _Question(entry, input_json, loop.create_future(), loop.time() + WAIT_S_MAX)
         self._waiting.append(asked)
         if self._link is not None:
             self._link.ask(asked)
         if len(self._waiting) == 1:
             self._time()
-        try:
-            async with asyncio.timeout(WAIT_S_MAX):
-                frame = await asked.answer
-        except TimeoutError as error:
-            raise EngineAway(f"the engine did not come to this evaluation within {WAIT_S_MAX:g} s") from error
-        return Answer(value_in(frame), self.revision)
+        return Answer(value_in(await asked.answer), self.revision)
 
     async def close(self) -> None:
         """End the process; evaluations under way fail."""
@@ -133,19 +134,36 @@ class EmbeddedEngine:
             return
         self._link = None
         self._restarting = asyncio.get_running_loop().create_task(self._restart(None))
+        self._watch()
 
     def _time(self) -> None:
         """Give the first question its time, from now on."""
+        self._first_since_s = asyncio.get_running_loop().time()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Look again when the first question has had its time, or has waited too long."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._waiting and self._link is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._timeout_s, self._overdue, self._waiting[0])
+        if self._waiting:
+            first = self._waiting[0]
+            look_at_s = min(self._first_since_s + self._timeout_s, max(first.until_s, self._given_up_s))
+            self._timer = asyncio.get_running_loop().call_at(look_at_s, self._look)
 
-    def _overdue(self, first: _Question) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(_GRACE_S, self._expire, first)
+    def _look(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        for each in self._waiting:
+            if each.until_s > now_s:
+                break
+            # The answer, should it still come, is nobody's.
+            _fail(each, EngineAway(f"the engine did not come to this evaluation within {WAIT_S_MAX:g} s"))
+        self._given_up_s = now_s + _LOOK_S
+        if self._link is not None and self._waiting and now_s - self._first_since_s >= self._timeout_s:
+            self._timer = asyncio.get_running_loop().call_later(_GRACE_S, self._expire, self._waiting[0])
+        else:
+            self._first_since_s = now_s if self._link is None else self._first_since_s
+            self._watch()
 
     def _expire(self, first: _Question) -> None:
         if self._link is None or not self._waiting or self._waiting[0] is not first:
@@ -154,6 +172,7 @@ class EmbeddedEngine:
         link.close()
         why = f"the evaluation did not end within {self.timeout_ms} ms"
         self._restarting = asyncio.get_running_loop().create_task(self._restart(why))
+        self._watch()
 
     async def _restart(self, why: str | None) -> None:
         """Go on with a new process on the same files, however long it takes, without the question that is to blame."""

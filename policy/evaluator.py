@@ -13,7 +13,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -36,9 +36,10 @@ def main(descriptor: int) -> None:
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
     sock = socket.socket(fileno=descriptor)
     threading.Thread(target=_end_with, args=(sock,), daemon=True).start()
-    session = _built(sock)
+    stream = sock.makefile("rb")
+    session = _built(sock, stream)
     while session is not None:
-        frame = received(sock)
+        frame = received(stream)
         if frame is None:
             return
         sock.sendall(_answer(session, *asked(frame)))
@@ -52,9 +53,9 @@ def _end_with(sock: socket.socket) -> None:
     os._exit(0)
 
 
-def _built(sock: socket.socket) -> BundleSession | None:
-    task = _table(received(sock))
-    contents = {name: received(sock) or b"" for name in task["files"]}
+def _built(sock: socket.socket, stream: BinaryIO) -> BundleSession | None:
+    task = _table(received(stream))
+    contents = {name: received(stream) or b"" for name in task["files"]}
     try:
         bundle = assemble(task["root"], contents)
         tables.require(contents, bundle.data)

@@ -4,9 +4,8 @@ First the gateway sends one frame of JSON, which names the files of a bundle, an
 is JSON too. Then each question is an entry point, a line break and the input as JSON; the answers come in their order.
 """
 
-import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -24,10 +23,14 @@ def packed(content: bytes) -> bytes:
     return len(content).to_bytes(_LENGTH_BYTES, "big") + content
 
 
-def received(sock: socket.socket) -> bytes | None:
-    """The next frame of a blocking socket; None where the other side has closed it."""
-    head = _exactly(sock, _LENGTH_BYTES)
-    return None if head is None else _exactly(sock, int.from_bytes(head, "big"))
+def received(stream: BinaryIO) -> bytes | None:
+    """The next frame of a blocking stream; None where the other side has closed it."""
+    head = stream.read(_LENGTH_BYTES)
+    size = int.from_bytes(head, "big")
+    if len(head) < _LENGTH_BYTES or size > FRAME_BYTES_MAX:
+        return None
+    content = stream.read(size)
+    return content if len(content) == size else None
 
 
 class Frames:
@@ -85,15 +88,3 @@ def value_of(text: bytes) -> Any:
         return orjson.loads(text)["expressions"][0]
     except (ValueError, LookupError, TypeError) as error:
         raise EvaluationError("the engine's answer is not JSON: a rule failed or refers to itself") from error
-
-
-def _exactly(sock: socket.socket, size: int) -> bytes | None:
-    if size > FRAME_BYTES_MAX:
-        return None
-    whole = bytearray()
-    while len(whole) < size:
-        piece = sock.recv(min(size - len(whole), 1 << 20))
-        if not piece:
-            return None
-        whole += piece
-    return bytes(whole)

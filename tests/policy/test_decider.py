@@ -176,12 +176,26 @@ async def test_those_who_ask_the_same_at_once_share_one_evaluation(fake_engine, 
     decider = Decider(engine)
     asking = [asyncio.create_task(decider.decide(request_facts)) for _ in range(8)]
     await asyncio.sleep(0)
-    asking[0].cancel()  # a client that leaves takes nothing from the others
+    asking[3].cancel()  # a client that leaves takes nothing from the others
+    engine.go_on.set()
+    decisions = await asyncio.gather(*asking[:3], *asking[4:])
+    assert len({decision.decision_id for decision in decisions}) == 1
+    assert len(engine.asked) == 1
+    assert asking[3].cancelled()
+
+
+async def test_another_asks_where_whoever_asked_first_has_left(fake_engine, request_facts: PolicyInput) -> None:
+    engine = fake_engine(ALLOW)
+    engine.go_on = asyncio.Event()
+    decider = Decider(engine)
+    asking = [asyncio.create_task(decider.decide(request_facts)) for _ in range(4)]
+    await asyncio.sleep(0)
+    asking[0].cancel()
+    await asyncio.sleep(0)
     engine.go_on.set()
     decisions = await asyncio.gather(*asking[1:])
     assert len({decision.decision_id for decision in decisions}) == 1
-    assert len(engine.asked) == 1
-    assert asking[0].cancelled()
+    assert len(engine.asked) == 2
 
 
 async def test_another_revision_begins_with_nothing_decided(fake_engine, request_facts: PolicyInput) -> None:
