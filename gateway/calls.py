@@ -23,7 +23,7 @@ from gateway.repeats import Answer
 from gateway.replies import Headers, Send, governed_headers, send_refusal, send_whole
 from gateway.requests import Endpoint
 from gateway.verification import Verification, Verifier
-from gateway.withheld import Withheld
+from gateway.withheld import Withheld, texts_of
 from ledger.holds import State
 from runtime.openai.sse import Meter, shown
 from runtime.openai.usage import produced_bytes, read_report
@@ -221,7 +221,6 @@ class _Call:
         """A stream of which each event waits until its text has been verified."""
         live, idle_s = self.live, self.admitted.runtime.spec.idle_timeout_s
         withheld = Withheld(verification.granularity, self.caller.response_bytes_max)
-        refusal: Refusal | None = None
         while not meter.done and (data := await response.read_any()):
             self.ttft_us = self.ttft_us or self.of.now_us() - self.admitted.ask.arrived_us
             out = meter.feed(data)
@@ -242,7 +241,7 @@ class _Call:
             raise Lost(f"runtime {self.admitted.runtime.spec.id} ended the stream before it was complete")
         live.deadline_s = math.inf
         refusal = await verification.finish(
-            withheld.choices, withheld.rest(), lambda: Answer(_SSE + self._headers(), withheld.held)
+            withheld.choices, withheld.rest, lambda: Answer(_SSE + self._headers(), withheld.held)
         )
         if refusal is not None:
             await self._withdraw(refusal, meter)
@@ -321,6 +320,11 @@ class _Call:
         seen = Observed(sent=True, is_complete=True, is_error=True, report=read_report(answer.get("usage")))
         self.of.metrics.upstream_error(runtime, f"http_{status // 100}xx")
         if status in _PASSED_ON and isinstance(answer.get("error"), dict):
+            # It may quote what the model wrote.
+            refusal = await self.verification.texts(texts_of(answer)) if self.verification is not None else None
+            if refusal is not None:
+                await self._say(refusal, seen)
+                return
             self._settle(seen, "failed", errors.UPSTREAM_ERROR._replace(status=status))
             self.verification = None  # it is no answer, and nothing of it has been verified
             headers = [_JSON, (b"content-length", b"%d" % len(data)), *self._headers()]

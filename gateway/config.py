@@ -148,7 +148,7 @@ class Policy(Section):
         if not value.startswith(("embedded:", "http://", "https://")):
             raise ValueError("must be embedded:<folder>, embedded: for the shipped bundle, or http://<OPA server>:8181")
         if "@" in value and not value.startswith("embedded:"):
-            raise ValueError("has a password in it: put a token into an environment variable, named in token_env")
+            raise ValueError("has a password in it: name the variable that holds a token in token_env")
         return value
 
     @property

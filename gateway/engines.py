@@ -41,7 +41,7 @@ class Engines:
         engine = await self._open(loaded, serving.engine if serving else None)
         try:
             shadow = await self._open_shadow(loaded, serving.shadow if serving else None)
-        except BundleError:
+        except BaseException:
             await self.discard(Deciding(engine, None), serving)
             raise
         return Deciding(engine, shadow)
@@ -57,6 +57,8 @@ class Engines:
         before = Deciding(decider.engine, decider.shadow)
         if opened.engine is not decider.engine:
             decider.swap(opened.engine)
+        if opened.shadow is not None and opened.shadow is not decider.shadow:
+            decider.forget()  # so that it is cast on what is asked again, too
         decider.shadow = opened.shadow
         self.follow(opened.engine)
         for each in before:

@@ -1,17 +1,16 @@
 """Budgets that get looser: what one revision of a budget lets through and the one before did not.
 
-A revision is no looser where everything that fits it also fitted the one before. Windows are compared by how many of
-the new ones an old one can touch: so many times the new limit must fit the old one.
+A revision is no looser where everything that fits it, from the change on too, also would have fitted the one before. So
+a window may only become longer: however low the limit of a shorter one, what was spent in the old one counts in it no
+more.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from domain.amounts import ceil_div
 from ledger.windows import Window, parse_window
 
 _ORDER = ("minute", "hour", "day", "month", "total")
-_MONTH_MIN_S = 28 * 86400
 _ON_UNAVAILABLE = ("deny", "lease", "allow")
 
 Section = Mapping[str, Any]
@@ -45,23 +44,16 @@ def budget_loosenings(path: str, before: Section, after: Section, *, is_shared: 
         yield looser("on_unavailable", "more is let through while the shared book cannot be asked")
 
 
-def windows_touched(old: Window, new: Window) -> int | None:
-    """How many windows of the new kind can hold what one of the old kind counts; None where that is not bounded."""
+def outlasts(old: Window, new: Window) -> bool:
+    """Whether a window counts all that the old one does, for at least as long: now, and after a change to it."""
     if old == new or new.kind == "total":
-        return 1
-    if old.kind == "total":
-        return None
-    if old.kind == "rolling":
-        # A charge may count until the last instant of its cell is a whole window old.
-        spans_s = old.duration_s + old.cell_s
-        if new.kind == "rolling":
-            return ceil_div(spans_s, new.duration_s)
-        return ceil_div(spans_s, _shortest_s(new)) + 1
+        return True
+    if old.kind == "total" or (old.kind == "rolling" and new.kind != "rolling"):
+        return False
     if new.kind == "rolling":
-        return ceil_div(old.duration_s, new.duration_s)
-    if _ORDER.index(new.kind) > _ORDER.index(old.kind):
-        return 1
-    return ceil_div(old.duration_s, _shortest_s(new))
+        # A charge may count until the last instant of its cell is a whole window old.
+        return old.duration_s + (old.cell_s if old.kind == "rolling" else 0) <= new.duration_s
+    return _ORDER.index(new.kind) > _ORDER.index(old.kind)
 
 
 def _limits(path: str, before: Section, after: Section, *, is_shared: bool) -> Iterator[Loosening]:
@@ -69,9 +61,10 @@ def _limits(path: str, before: Section, after: Section, *, is_shared: bool) -> I
         if after["limit"] > before["limit"]:
             yield Loosening(f"{path}.limit", before["limit"], after["limit"], "more fits the same window")
         return
-    touched = windows_touched(parse_window(before["window"]), parse_window(after["window"]))
     was, becomes = (f"{each['limit']} per {each['window']}" for each in (before, after))
-    if touched is None or touched * after["limit"] > before["limit"]:
+    if not outlasts(parse_window(before["window"]), parse_window(after["window"])):
+        yield Loosening(f"{path}.window", was, becomes, "what was spent is forgotten earlier, or counted anew")
+    elif after["limit"] > before["limit"]:
         yield Loosening(f"{path}.window", was, becomes, "more can fit what was one window")
     elif is_shared:
         yield Loosening(f"{path}.window", was, becomes, "a shared book counts another window from nothing")
@@ -81,7 +74,3 @@ def _covers(before: Section, after: Section) -> bool:
     """Whether every request still falls on a counter that goes on: the same dimensions, each as it was or any value."""
     old, new = ({name: value for name, value in each.items() if value is not None} for each in (before, after))
     return old.keys() == new.keys() and all(new[name] in (value, "*") for name, value in old.items())
-
-
-def _shortest_s(window: Window) -> int:
-    return _MONTH_MIN_S if window.kind == "month" else window.duration_s

@@ -5,6 +5,7 @@ decided under the old bundle are decided more weakly under the new one. It prove
 of those that have not come yet; and as only admissions are kept, nothing of any other package.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,15 +13,18 @@ import orjson
 
 from domain.decision import Decision, Obligations
 from gateway.loosening_budgets import Loosening
-from policy.bundle import assemble
+from policy.bundle import Bundle, assemble
 from policy.decision import parse
 from policy.difference import ABSENT, difference
 from policy.port import EngineAway, EvaluationError
+from policy.read_elsewhere import Read, read_elsewhere
 
 REPLAYED_MAX = 5_000
 FLIPS_SHOWN_MAX = 20
-# What nothing but admissions is decided by.
-RECORDED = ("data.bursar.admission.", "data.bursar.budget.terms.")
+# What admissions are decided by; other packages may read some of it too.
+_ADMISSION, _TERMS = ("bursar", "admission"), ("bursar", "budget", "terms")
+_STEP = r"""(?:\.[^\W\d]\w*|\["(?:[^"\\]|\\.)*"\])"""
+_OF_ROW = re.compile(rf"rows{_STEP}{{3}}\.([^\W\d]\w*)")
 _DOMAINS = ("app", "team", "org", "shared")
 
 Evaluate = Callable[[bytes], Awaitable[object]]
@@ -100,13 +104,23 @@ def bundle_loosenings(before: Policies, after: Policies, shown: Replay | None) -
     if not before.files or not after.files:
         why = "the files of one of the two bundles are not known here, so nothing can be said of what changed"
         return [*flips, Loosening("policy", before.revision, after.revision, why)]
-    changes = list(_changes(before.files, after.files))
+    bundles = tuple(assemble(name, each.files) for name, each in (("before", before), ("after", after)))
+    changes = list(_changes(*bundles))
+    reads = [
+        (f"data.{'.'.join(of)}.", read_elsewhere(each.modules, of, but))
+        for of, but in ((_ADMISSION, ()), (_TERMS, _ADMISSION))
+        for each in bundles
+    ]
+
+    def is_recorded(path: str) -> bool:
+        return _is_recorded(path, reads)
+
     if shown is None:
         why = "approvals.bundle is always: every change of a bundle counts as looser"
     elif not shown.decided or not shown.is_whole:
         why = "no recorded inputs could be decided again, so nothing is known of what it changes"
-    elif not all(_is_recorded(path) for path, _, _ in changes):
-        changes = [each for each in changes if not _is_recorded(each[0])]
+    elif not all(is_recorded(path) for path, _, _ in changes):
+        changes = [each for each in changes if not is_recorded(each[0])]
         why = "only admissions are decided again, and this decides something else"
     elif shown.flips:
         why = "of the recorded inputs decided again, some are decided more weakly"
@@ -115,17 +129,30 @@ def bundle_loosenings(before: Policies, after: Policies, shown: Replay | None) -
     return [*flips, *(Loosening(path, old, new, why) for path, old, new in changes)]
 
 
-def _changes(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> Iterator[tuple[str, Any, Any]]:
+def _changes(before: Bundle, after: Bundle) -> Iterator[tuple[str, Any, Any]]:
     """What decides otherwise: rules by name, and values of tables; comments, tests and schemas decide nothing."""
-    found = difference(assemble("before", before), assemble("after", after))
+    found = difference(before, after)
     for rule in found.rules:
         yield f"data.{rule.package}.{rule.rule}", "a rule", f"{rule.change}, {rule.file}:{rule.line}"
     for leaf in found.leaves:
         yield leaf.path, _json(leaf.before), _json(leaf.after)
 
 
-def _is_recorded(path: str) -> bool:
-    return path.startswith(RECORDED)
+def _is_recorded(path: str, reads: Iterable[tuple[str, Read]]) -> bool:
+    """Whether nothing but admissions is decided by what is at a path, in the bundle before and in the one after."""
+    about = [(path.removeprefix(prefix), read) for prefix, read in reads if path.startswith(prefix)]
+    return bool(about) and not any(_is_read(rest, read) for rest, read in about)
+
+
+def _is_read(rest: str, read: Read) -> bool:
+    """Whether another package reads a rule or a table by its path in a package, of the rows only some fields."""
+    if read.is_whole or not read.names:
+        return read.is_whole
+    name = re.match(r"\w+", rest)
+    of_row = _OF_ROW.match(rest)
+    if of_row is not None:
+        return of_row[1] in read.words
+    return name is None or name[0] == "import" or name[0] in read.names
 
 
 def _json(value: Any) -> Any:

@@ -29,7 +29,7 @@ CIRCUMSTANCE_PREFIX = "risk"
 UNMADE = frozenset(
     {
         *("approval_required", "approval_unavailable", "busy", "library_missing", "not_configured"),
-        *("policy_unavailable", "unknown_check"),
+        *("policy_unavailable", "unknown_check", "second_model_failed", "second_model_refused", "expired"),
     }
 )
 

@@ -20,7 +20,7 @@ from gateway.kept import KeptAnswers
 from gateway.repeats import Answer
 from gateway.requests import tool_name
 from gateway.verification_config import Verify
-from gateway.withheld import Granularity, choices_in, texts_of
+from gateway.withheld import Granularity, choices_in, spelt_out, texts_of
 from ledger.journal import JournalError
 from policy.checks import port, verdict
 from policy.checks.pieces import pieces
@@ -31,7 +31,10 @@ from runtime.openai.answers import Choice, ToolCall
 
 PASSED = "verification_passed"
 FAILED = "verification_failed"
+# What has a runtime answer in numbers that no check can read.
+_UNREADABLE = ("return_token_ids", "return_tokens_as_token_ids")
 _SCHEMAS_KNOWN_MAX = 1024
+_READERS = port.BY_LINE | {port.SECOND_MODEL}
 _US = 1_000_000
 
 
@@ -75,6 +78,9 @@ class Verifier:
         reason = self.cannot(names)
         if reason:
             return Refusal(errors.POLICY_UNAVAILABLE, reason, decision=admitted.decision)
+        for name in _UNREADABLE:
+            if body.get(name):
+                return errors.malformed(f"{name} is not accepted: token ids cannot be verified, as policy wants.", name)
         form = _form(body) if port.JSON_SCHEMA in names else None
         if form is not None:
             refusal = await self._try_schema(form)
@@ -175,19 +181,24 @@ class Verification:
     async def whole(self, answer: dict[str, Any], keep: Callable[[], Answer], *, generates: bool) -> Refusal | None:
         """Check a whole answer; raises Garbage where it cannot be read. `keep` is the answer as it would be sent."""
         choices = choices_in(answer) if generates else ()
-        return await self.finish(choices, texts_of(answer), keep)
+        return await self.finish(choices, lambda: texts_of(answer, generates=generates), keep)
 
     async def finish(
-        self, choices: tuple[Choice, ...], texts: list[Text], keep: Callable[[], Answer]
+        self, choices: tuple[Choice, ...], rest: Callable[[], list[Text]], keep: Callable[[], Answer]
     ) -> Refusal | None:
-        """Make every check there is on what has not been checked: None lets the answer go."""
+        """Make every check there is on the `rest`, which has not been checked: None lets the answer go."""
+        texts: list[Text] | None = None
         made: list[str] = []
         names = list(self.names)
         while names:
             name = names.pop(0)
-            # What policy wants for a tool that was called has seen nothing of the answer yet.
-            given = texts if name in self.names else _texts_of(choices)
             human = name == port.HUMAN
+            if name in _READERS and texts is None:
+                texts = rest()
+            given = texts or []
+            if name not in self.names:
+                # What policy wants for a tool that was called has seen nothing of the answer yet.
+                given = _texts_of(choices) + given
             refusal = await (self._human(choices, keep) if human else self._made(name, choices, given))
             if refusal is not None:
                 return refusal
@@ -252,7 +263,7 @@ class Verification:
         judge = self._verifier.judge
         if judge is None:
             return [Finding("not_configured", "")]
-        request, answer = _request_text(self._body), _answer_text(choices)
+        request, answer = _request_text(self._body), "\n\n".join(text.text for text in texts)
         if len(request) + len(answer) > verdict.TEXT_CHARS_MAX:
             return [Finding("too_large", "")]
         reason = await judge(self._admitted, request, answer)
@@ -332,7 +343,9 @@ def _texts_of(choices: tuple[Choice, ...]) -> list[Text]:
     found = []
     for choice in choices:
         found += [Text(f"choice {choice.number} content", 1, text) for text in (choice.content, choice.refusal) if text]
-    return found + [Text(where, 1, f"{call.name}\n{call.arguments}") for where, call in _calls(choices)]
+    for where, call in _calls(choices):
+        found += [Text(where, 1, f"{call.name}\n{call.arguments}"), *spelt_out(where, call.arguments)]
+    return found
 
 
 def _named(row: dict[str, Any]) -> dict[str, Any]:
@@ -374,7 +387,3 @@ def _offered(body: dict[str, Any], blocked: tuple[str, ...]) -> dict[str, Any]:
 def _request_text(body: dict[str, Any]) -> str:
     asked = body.get("messages") if "messages" in body else body.get("prompt", body.get("input"))
     return orjson.dumps(asked).decode()
-
-
-def _answer_text(choices: tuple[Choice, ...]) -> str:
-    return "\n\n".join(text.text for text in _texts_of(choices))

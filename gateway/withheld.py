@@ -4,9 +4,9 @@ Text is checked line by line, each together with the one before it, or whole whe
 always are whole, for nothing can be done with half of one. A line that does not end is checked in windows that overlap.
 """
 
-import json
+import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import orjson
@@ -19,7 +19,18 @@ WINDOW_CHARS = 8192
 OVERLAP_CHARS = 1024
 CHANNELS_MAX = 16_384
 _DONE = b"[DONE]"
-_OF_ERROR = -1
+_OF_ANSWER = -1
+# What a runtime writes about an answer; whatever else stands beside the choices is taken for text of the model.
+_ABOUT = frozenset(
+    {
+        *("id", "object", "created", "model", "system_fingerprint", "service_tier", "usage"),
+        *("choices", "prompt_logprobs", "prompt_token_ids", "kv_transfer_params"),
+    }
+)
+_VECTORS = "data"
+_CALLS = ("tool_calls", "function_call")
+_ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
+_ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _Key = tuple[int, tuple[str | int, ...]]
 
 
@@ -45,6 +56,7 @@ class Withheld:
         self._asked: list[_Channel] = []
         self._assembly = Assembly()
         self._held_bytes = 0
+        self._is_over = False
 
     @property
     def held(self) -> bytes:
@@ -78,6 +90,8 @@ class Withheld:
 
     def rest(self) -> list[Text]:
         """All the text that has not been verified, once the stream has come to its end."""
+        if not self._granularity.reads_texts:
+            return _gathered(_object(event[6:]) for event, _ in self._queue if event[6:].strip() != _DONE)
         found: list[Text] = []
         for channel in self._channels.values():
             found += channel.rest()
@@ -85,6 +99,7 @@ class Withheld:
 
     def all_passed(self) -> bytes:
         """The rest of the events."""
+        self._is_over = True
         for channel in self._channels.values():
             channel.finish()
         return self._released()
@@ -118,7 +133,9 @@ class Withheld:
         return channel
 
     def _released(self) -> bytes:
-        out = []
+        out: list[bytes] = []
+        if self._granularity.is_whole and not self._is_over:
+            return b""
         while self._queue and all(channel.verified >= end for channel, end in self._queue[0][1]):
             event, _ = self._queue.popleft()
             self._held_bytes -= len(event)
@@ -126,21 +143,41 @@ class Withheld:
         return b"".join(out)
 
 
-def texts_of(answer: dict[str, Any]) -> list[Text]:
-    """Every text of a whole answer, and what is spelt out in the arguments of its tool calls."""
-    found: list[Text] = []
-    for key, leaf in _texts(answer):
-        where = _where(*key)
-        found.append(Text(where, 1, leaf.text))
-        if is_call(leaf.path):
-            found += _decoded(where, leaf.text)
-    return found
+def texts_of(answer: dict[str, Any], *, generates: bool = True) -> list[Text]:
+    """Every text of a whole answer, and what is spelt out in the arguments of its tool calls; vectors are no text."""
+    return _gathered([answer if generates else {name: answer[name] for name in answer if name != _VECTORS}])
+
+
+def spelt_out(where: str, text: str) -> list[Text]:
+    """Arguments with their escapes undone, where there are any: they hide from a check what a client will read."""
+    spelt = _ESCAPE.sub(_unescaped, text)
+    # The halves of a surrogate pair stand for one character, and half of one for none.
+    whole = spelt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return [] if spelt == text else [Text(f"{where} decoded", 1, whole)]
 
 
 def choices_in(answer: dict[str, Any]) -> tuple[Choice, ...]:
     """The choices of a whole answer; raises Garbage where it is not shaped as one."""
     _check_shape(answer.get("choices"))
     return choices_of(answer)
+
+
+def _gathered(chunks: Iterable[dict[str, Any]]) -> list[Text]:
+    parts: dict[_Key, list[str]] = {}
+    for chunk in chunks:
+        for key, leaf in _texts(chunk):
+            parts.setdefault(key, []).append(leaf.text)
+    found: list[Text] = []
+    for key, texts in parts.items():
+        where, text = _where(*key), "".join(texts)
+        found.append(Text(where, 1, text))
+        if is_call(key[1]):
+            found += spelt_out(where, text)
+    return found
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    return chr(int(match[1], 16)) if match[1] else _ESCAPED.get(match[2], match[2])
 
 
 class _Channel:
@@ -205,7 +242,7 @@ class _Channel:
             return []
         text = self._text()
         found = [Text(self._where, self._line, text)]
-        return found + _decoded(self._where, text) if self._is_call else found
+        return found + spelt_out(self._where, text) if self._is_call else found
 
     def finish(self) -> None:
         self.verified = self.total
@@ -225,45 +262,31 @@ def _texts(chunk: dict[str, Any]) -> Iterator[tuple[_Key, Leaf]]:
             own = choice.get("index")
             for leaf in leaves(choice):
                 yield (own if type(own) is int else place, leaf.path), leaf
-    for leaf in leaves({"error": chunk.get("error")}):
-        yield (_OF_ERROR, leaf.path), leaf
+    for leaf in leaves({name: chunk[name] for name in chunk if name not in _ABOUT}):
+        yield (_OF_ANSWER, leaf.path), leaf
 
 
 def _check_shape(choices: Any) -> None:
     if not isinstance(choices, list) or not all(isinstance(each, dict) for each in choices):
         raise Garbage("the choices of the answer cannot be read, so they cannot be verified")
+    for choice in choices:
+        _check_calls({name: choice[name] for name in choice if name in _CALLS and choice[name]}, is_here=False)
+        for message in (choice.get("delta"), choice.get("message")):
+            if isinstance(message, dict):
+                _check_calls(message, is_here=True)
+
+
+def _check_calls(holder: dict[str, Any], *, is_here: bool) -> None:
+    """Raises Garbage where there are tool calls that the checks of tool calls would not see."""
+    calls, older = (holder.get(name) for name in _CALLS)
+    is_list = not calls or (isinstance(calls, list) and all(isinstance(each, dict) for each in calls))
+    if not (is_list and (not older or isinstance(older, dict)) and (is_here or not holder)):
+        raise Garbage("the tool calls of the answer cannot be read, so they cannot be verified")
 
 
 def _where(index: int, path: tuple[str | int, ...]) -> str:
     named = ".".join(map(str, path))
-    return named if index == _OF_ERROR else f"choice {index} {named}"
-
-
-def _decoded(where: str, text: str) -> list[Text]:
-    """The strings within a text that is JSON: escapes hide from a check what a client will read."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return []
-    strings = list(_strings(value))
-    # Half a surrogate pair can be spelt out in JSON, and not be written again.
-    spelt = "\n".join(strings).encode(errors="replace").decode()
-    return [Text(f"{where} decoded", 1, spelt)] if strings else []
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for name, each in value.items():
-            # A name beside its value is how a secret is recognised: `password: …`.
-            if isinstance(each, str):
-                yield f"{name}: {each}"
-            else:
-                yield from _strings(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from _strings(each)
+    return named if index == _OF_ANSWER else f"choice {index} {named}"
 
 
 def _object(data: bytes) -> dict[str, Any]:

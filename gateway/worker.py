@@ -247,7 +247,10 @@ class Worker:
             catalogue = catalogue_of(loaded, clients)
             await asyncio.to_thread(self.keys.reload)
             held = await second.held(loaded, deciding.engine, asked, of.decider.decisions())
-        except (ConfigError, BundleError, Unready, KeysError, ApprovalError, JournalError) as error:
+            if held is None:
+                # First what can fail for the disk: a reload is applied whole or not at all.
+                await second.applied(loaded, deciding.engine.revision)
+        except (ConfigError, BundleError, Unready, KeysError, ApprovalError, JournalError, OSError) as error:
             await self._discard(deciding, serving, clients)
             log.error("reload refused", reason=str(error))
             if isinstance(error, ApprovalError | JournalError):
@@ -256,8 +259,6 @@ class Worker:
         if held is not None:
             await self._discard(deciding, serving, clients)
             return held
-        # First what can fail for the disk: a reload is applied whole or not at all.
-        await second.applied(loaded, deciding.engine.revision)
         changes = diff(self.loaded.config, loaded.config)
         old_clients, old_revision = self.clients, of.decider.revision
         of.catalogue, self.clients, self.loaded = catalogue, clients, loaded

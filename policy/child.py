@@ -69,15 +69,11 @@ class Child:
         """
         ours, theirs = socket.socketpair()
         with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "policy.evaluator", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                cwd=_IMPORTS_FROM,
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            )
+            try:
+                process = _process(theirs)
+            except OSError as error:
+                ours.close()
+                raise BundleError(str(root), 0, f"no process can be started for it: {error}") from error
         child = cls(process, ours)
         try:
             child._begin(files, str(root), entries, with_tests, timeout_s)
@@ -181,3 +177,15 @@ class Child:
             return Outcome(value_in(frame))
         except EvaluationError as error:
             return Outcome(None, str(error))
+
+
+def _process(sock: socket.socket) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "policy.evaluator", str(sock.fileno())],
+        pass_fds=(sock.fileno(),),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=_IMPORTS_FROM,
+        env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+    )

@@ -69,6 +69,7 @@ class Decider:
             raise ValueError("cache_max must be at least 1")
         self._serving = _Serving(engine, engine.revision)
         self._before: dict[PolicyInput, Decision] = {}
+        self._changed_at_s = 0.0
         self._cache_max = cache_max
         self._shadowing: set[asyncio.Task[None]] = set()
         self._now_s = now_s
@@ -147,12 +148,17 @@ class Decider:
         self._serving = _Serving(engine, engine.revision)
         return old
 
+    def forget(self) -> None:
+        """Decide everything anew; what was decided before may still bridge."""
+        self._before = self._serving.cache
+        self._serving = _Serving(self._serving.engine, self._serving.revision)
+
     def _current(self) -> _Serving:
         """What serves now; an engine whose bundle has changed begins with nothing decided."""
         serving = self._serving
         revision = serving.engine.revision
         if revision != serving.revision:
-            self._before = serving.cache
+            self._before, self._changed_at_s = serving.cache, self._now_s()
             serving = self._serving = _Serving(serving.engine, revision)
         return serving
 
@@ -188,9 +194,13 @@ class Decider:
 
     def _bridge(self, given: PolicyInput, away: EngineAway) -> Decision:
         """What was decided before the engine went away, marked as such, as long as that may serve."""
-        since_s = self._serving.engine.away_since_s
-        known = self._serving.cache.get(given) or self._before.get(given)
-        if known is None or since_s is None or self._now_s() - since_s >= self.last_known_good_s:
+        serving, now_s = self._serving, self._now_s()
+        since_s = serving.engine.away_since_s
+        known = serving.cache.get(given) or self._before.get(given)
+        if known is not None and known.revision != serving.revision:
+            # What another bundle has taken back long ago must not come back with an outage.
+            since_s = None if since_s is None else min(since_s, self._changed_at_s)
+        if known is None or since_s is None or now_s - since_s >= self.last_known_good_s:
             raise _unavailable(away) from away
         self.bridged += 1
         return replace(known, is_last_known_good=True)

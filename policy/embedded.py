@@ -2,20 +2,22 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Self, cast
+from typing import Self, TypeVar, cast
 
 from policy.bundle import files_of
 from policy.child import Child
-from policy.frames import Frames, question, value_in
+from policy.frames import FRAME_BYTES_MAX, Frames, question, value_in
 from policy.port import Answer, BundleError, EngineAway, EvaluationError
 
 TIMEOUT_MS = 250
 WAITING_MAX = 10_000
 WAIT_S_MAX = 5.0
 REFUSED_MAX = 1_000
+INPUT_BYTES_MAX = FRAME_BYTES_MAX // 2
 RESTART_S = 0.1
 RESTART_S_MAX = 30.0
 
@@ -23,6 +25,7 @@ RESTART_S_MAX = 30.0
 _GRACE_S = 0.005
 # How often those that wait behind a long evaluation, or for a new process, are told that they have waited too long.
 _LOOK_S = 0.05
+_Result = TypeVar("_Result")
 
 
 @dataclass(slots=True)
@@ -85,6 +88,9 @@ class EmbeddedEngine:
         refused = self._refused.get((entry, input_json))
         if refused is not None:
             raise EvaluationError(refused)
+        if len(input_json) > INPUT_BYTES_MAX:
+            # What cannot be sent must not wait: it would be given the answer to what is asked next.
+            raise EvaluationError(f"an input of {len(input_json)} bytes is larger than {INPUT_BYTES_MAX}")
         if self._is_closed or len(self._waiting) >= WAITING_MAX:
             raise EngineAway("the engine is closed" if self._is_closed else f"{WAITING_MAX} evaluations wait")
         loop = asyncio.get_running_loop()
@@ -176,21 +182,14 @@ class EmbeddedEngine:
 
     async def _restart(self, why: str | None) -> None:
         """Go on with a new process on the same files, however long it takes, without the question that is to blame."""
-        ended = await asyncio.to_thread(self._child.ended)
+        ended = await _at_last(self._child.ended)
         if self._waiting:
             first = self._waiting[0]
             if why is not None or first.was_lost:
                 self._waiting.popleft()
                 self._refuse(first, why or f"the engine {ended} on this input, twice")
             first.was_lost = True
-        wait_s = RESTART_S
-        while True:
-            try:
-                self._child = await asyncio.to_thread(Child.start, self._files, self._root)
-                break
-            except (BundleError, OSError):
-                await asyncio.sleep(wait_s)
-                wait_s = min(wait_s * 2, RESTART_S_MAX)
+        self._child = await _at_last(partial(Child.start, self._files, self._root))
         self.restarts += 1
         await self._connect()
 
@@ -199,6 +198,17 @@ class EmbeddedEngine:
             del self._refused[next(iter(self._refused))]
         self._refused[question.entry, question.input_json] = why
         _fail(question, EvaluationError(why))
+
+
+async def _at_last(work: Callable[[], _Result]) -> _Result:
+    """What comes of it in a thread, tried again as long as there is no memory, process or thread to be had."""
+    wait_s = RESTART_S
+    while True:
+        try:
+            return await asyncio.to_thread(work)
+        except (BundleError, OSError, RuntimeError, MemoryError):
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, RESTART_S_MAX)
 
 
 def _fail(question: _Question, error: EvaluationError) -> None:

@@ -20,11 +20,11 @@ def needs(modules: Sequence[Module]) -> Needs | None:
     for module in modules:
         for statement in statements(module.file, module.text):
             for reference in references(statement):
-                if reference.path[0] != "input":
+                if reference.sure[0] != "input":
                     continue
-                if len(reference.path) == 1:
+                if len(reference.sure) == 1:
                     return None
-                _add(found, reference.path[1:])
+                _add(found, reference.sure[1:])
     return found
 
 

@@ -38,7 +38,7 @@ def _paths(module: Module) -> set[Path]:
 
 
 def _data_paths(statement: Statement) -> set[Path]:
-    return {reference.path[1:] for reference in references(statement) if reference.path[0] == "data"}
+    return {reference.sure[1:] for reference in references(statement) if reference.sure[0] == "data"}
 
 
 def _meet(package: Path, path: Path) -> bool:

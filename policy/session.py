@@ -42,8 +42,12 @@ class BundleSession:
             require_entry(bundle, ADMISSION)
             known = [entry for entry in ENTRIES if entry in rule_lines(bundle.modules)]
             self.entries = tuple(known)
-            self._compile(modules, bundle.data, [entry for entry in known if entry != ADMISSION])
-            self._compile(reachable(modules, ADMISSION), bundle.data, [ADMISSION])
+            apart = reachable(modules, ADMISSION)
+            rest = [entry for entry in known if entry != ADMISSION]
+            if not rest and len(apart) < len(modules):
+                rest = [ADMISSION]  # or else the mistakes in what nothing reaches would not be found
+            self._compile(modules, bundle.data, rest)
+            self._compile(apart, bundle.data, [ADMISSION])
         else:
             self.entries = tuple(entries)
             self._compile(modules, bundle.data, self.entries)

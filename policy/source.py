@@ -31,11 +31,15 @@ class Token(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """A name and the fixed path that follows it, `http["send"]` and `http.send` alike; `at` is its token's index."""
+    """A name and the fixed path that follows it, `http["send"]` and `http.send` alike; `at` is its token's index.
+
+    `sure` is the path without what may not belong to it: a bracket on a new line may begin an expression of its own.
+    """
 
     path: tuple[str, ...]
     line: int
     at: int
+    sure: tuple[str, ...]
 
 
 Statement = tuple[Token, ...]
@@ -92,12 +96,14 @@ def references(statement: Statement) -> Iterator[Reference]:
     after_dot = False
     for at, token in enumerate(statement):
         if token.kind == "name" and not after_dot:
-            yield Reference(_path(statement, at), token.line, at)
+            path, sure = _path(statement, at)
+            yield Reference(path, token.line, at, path[:sure])
         after_dot = token.text == "." and token.kind == "punct"
 
 
-def _path(statement: Statement, at: int) -> tuple[str, ...]:
-    path = [statement[at].text]
+def _path(statement: Statement, at: int) -> tuple[tuple[str, ...], int]:
+    """A path, and how many of its names stand before the first bracket that begins a line."""
+    path, sure = [statement[at].text], 0
     while True:
         ahead = statement[at + 1 : at + 4]
         if len(ahead) >= 2 and ahead[0].text == "." and ahead[1].kind == "name":
@@ -106,6 +112,8 @@ def _path(statement: Statement, at: int) -> tuple[str, ...]:
             continue
         key = literal(ahead[1]) if len(ahead) == 3 and ahead[0].text == "[" and ahead[2].text == "]" else None
         if key is None:
-            return tuple(path)
+            return tuple(path), sure or len(path)
+        if ahead[0].line != statement[at].line:
+            sure = sure or len(path)
         path.append(key)
         at += 3

@@ -65,7 +65,8 @@ def check(root: Path | str, opa: str | None = None) -> list[Problem]:
         if not found:
             require_entry(bundle, ADMISSION)
             Child.start(files, root).close()
-            list(_embedded_results(bundle, files))
+            if _test_paths(bundle.tests):
+                _with_tests(bundle, files).close()
     except BundleError as error:
         return [Problem(error.file, error.line, error.message)]
     binary = opa or find_opa()
@@ -81,10 +82,8 @@ def _embedded_results(bundle: Bundle, files: Mapping[str, bytes]) -> Iterator[Te
     if not paths:
         return
     lines = rule_lines(bundle.tests)
-    rewritten = {module.file: _with_input_as_table(module).encode() for module in bundle.modules + bundle.tests}
-    tried = {**files, **rewritten, f"{_INPUT_TABLE}/data.json": b"{}"}
     try:
-        with Child.start(tried, bundle.root, entries=paths, with_tests=True) as child:
+        with _with_tests(bundle, files) as child:
             outcomes = [next(child.outcomes(path, (b"{}",))) for path in paths]
     except EngineAway as error:
         raise BundleError(str(bundle.root), 0, f"a test ends the engine: {error}") from error
@@ -92,6 +91,13 @@ def _embedded_results(bundle: Bundle, files: Mapping[str, bytes]) -> Iterator[Te
         passed = outcome.value is True
         message = "" if passed else outcome.failure or f"is {outcome.value!r:.100}, not true"
         yield TestResult(_dotted(path), passed, *lines[path], message, EMBEDDED)
+
+
+def _with_tests(bundle: Bundle, files: Mapping[str, bytes]) -> Child:
+    """A process with the bundle and its tests compiled; raises BundleError where they do not compile."""
+    rewritten = {module.file: _with_input_as_table(module).encode() for module in bundle.modules + bundle.tests}
+    tried = {**files, **rewritten, f"{_INPUT_TABLE}/data.json": b"{}"}
+    return Child.start(tried, bundle.root, entries=_test_paths(bundle.tests), with_tests=True)
 
 
 def _with_input_as_table(module: Module) -> str:

@@ -28,7 +28,8 @@ def main(descriptor: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
     sock = socket.socket(fileno=descriptor)
-    while (frame := received(sock)) is not None:
+    frames = sock.makefile("rb")
+    while (frame := received(frames)) is not None:
         job = orjson.loads(frame)
         signal.setitimer(signal.ITIMER_REAL, job["alarm_s"])
         answer = packed(orjson.dumps(_answer(job)))

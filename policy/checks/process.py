@@ -66,6 +66,7 @@ class CheckProcess:
         self._command = list(command)
         self._running: _Running | None = None
         self._is_preparing = False
+        self._is_closed = False
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -95,7 +96,8 @@ class CheckProcess:
             self._spawn(self._warm([check for check in checks if check not in ready]))
 
     async def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it does; it makes no checks any more, for whoever still waits either."""
+        self._is_closed = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -122,6 +124,8 @@ class CheckProcess:
         """A process that has what the check needs."""
         self._is_preparing = True
         try:
+            if self._is_closed:
+                raise CheckFailed("busy", "the gateway is stopping")
             running = self._running
             if running is None:
                 running = self._running = await self._start()
@@ -158,15 +162,19 @@ class CheckProcess:
     async def _start(self) -> _Running:
         ours, theirs = socket.socketpair()
         with theirs:
-            process = subprocess.Popen(  # noqa: ASYNC220  it returns as soon as the process is there
-                [*self._command, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd=_IMPORTS_FROM,
-                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            )
+            try:
+                process = subprocess.Popen(  # noqa: ASYNC220  it returns as soon as the process is there
+                    [*self._command, str(theirs.fileno())],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    cwd=_IMPORTS_FROM,
+                    env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                )
+            except OSError as error:
+                ours.close()
+                raise CheckFailed("crash", f"the process that makes checks cannot be started: {error}") from error
         reader, writer = await asyncio.open_connection(sock=ours)
         return _Running(process, reader, writer, set())
 

@@ -3,9 +3,12 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-# What the runtime writes about a choice and a call rather than the model in them; `logprobs` repeats the text by token.
-_OF_CHOICE = frozenset({"index", "finish_reason", "stop_reason", "logprobs", "prompt_logprobs", "token_ids"})
+import orjson
+
+# What the runtime writes about a choice and a call rather than the model in them.
+_OF_CHOICE = frozenset({"index", "finish_reason", "stop_reason", "prompt_logprobs", "token_ids"})
 _OF_CALL = frozenset({"index", "id", "type"})
+_ARGUMENTS = frozenset({"arguments", "input"})
 # The place among tool calls of `function_call`, which is older than their list.
 LEGACY_CALL = -1
 
@@ -54,6 +57,11 @@ def leaves(choice: Any) -> Iterator[Leaf]:
         for name, value in choice.items():
             if name in ("delta", "message") and isinstance(value, dict):  # the same thing, at two times
                 yield from _walk({each: value[each] for each in value if each != "role"}, ())
+            elif name == "logprobs" and isinstance(value, dict):
+                # The text by token: also what a runtime leaves out of the text, or writes there only later.
+                text = "".join(_tokens(value))
+                if text:
+                    yield Leaf((name,), text)
             elif name not in _OF_CHOICE:
                 yield from _walk(value, (name,))
 
@@ -68,14 +76,35 @@ def _walk(value: Any, path: tuple[str | int, ...]) -> Iterator[Leaf]:
         if value:
             yield Leaf(path, value)
     elif isinstance(value, dict):
-        is_call = len(path) == 2 and path[0] == "tool_calls"
+        is_one = len(path) == 2 and path[0] == "tool_calls"
         for name, each in value.items():
-            if not (is_call and name in _OF_CALL):
+            if name in _ARGUMENTS and is_call(path) and isinstance(each, dict | list):
+                yield Leaf((*path, name), _written(each) or "")
+            if not (is_one and name in _OF_CALL):
                 yield from _walk(each, (*path, name))
     elif isinstance(value, list):
         for place, each in enumerate(value):
             own = each.get("index") if isinstance(each, dict) else None
             yield from _walk(each, (*path, own if type(own) is int else place))
+
+
+def _tokens(logprobs: dict[str, Any]) -> Iterator[str]:
+    """The tokens that were produced, of chat or of completions; their alternatives are no part of the answer."""
+    for listed in logprobs.values():
+        for each in listed if isinstance(listed, list) else ():
+            token = each.get("token") if isinstance(each, dict) else each
+            if isinstance(token, str):
+                yield token
+
+
+def _written(arguments: Any) -> str | None:
+    """Arguments as text: some runtimes send the object itself; None where they are neither."""
+    if arguments is None or isinstance(arguments, str):
+        return arguments
+    try:
+        return orjson.dumps(arguments).decode()
+    except orjson.JSONEncodeError:
+        return "nested too deep to be written"  # which is no JSON, so that no schema allows it
 
 
 class Assembly:
@@ -99,8 +128,14 @@ class Assembly:
 
     def _take(self, raw: dict[str, Any], index: int) -> None:
         parts = self._choices.setdefault(index, _Parts())
-        message = raw.get("delta") or raw.get("message")
-        fields = message if isinstance(message, dict) else {"content": raw.get("text")}
+        for fields in (raw.get("delta"), raw.get("message"), {"content": raw.get("text")}):
+            if isinstance(fields, dict):
+                self._take_fields(parts, fields)
+        reason = raw.get("finish_reason")
+        if isinstance(reason, str):
+            parts.finish_reason = reason
+
+    def _take_fields(self, parts: "_Parts", fields: dict[str, Any]) -> None:
         for text in _contents(fields.get("content")):
             parts.content.append(text)
             self.size_chars += len(text)
@@ -108,9 +143,6 @@ class Assembly:
         if isinstance(refusal, str):
             parts.refusal.append(refusal)
             self.size_chars += len(refusal)
-        reason = raw.get("finish_reason")
-        if isinstance(reason, str):
-            parts.finish_reason = reason
         calls = fields.get("tool_calls")
         for place, call in enumerate(calls if isinstance(calls, list) else ()):
             own = call.get("index") if isinstance(call, dict) else None
@@ -124,12 +156,13 @@ class Assembly:
         kind, name, arguments = parts.calls.setdefault(place, ([], [], []))
         if isinstance(call.get("type"), str) and not kind:
             kind.append(call["type"])
-        body = call.get("function") or call.get("custom")
-        if isinstance(body, dict):
-            for into, text in ((name, body.get("name")), (arguments, body.get("arguments", body.get("input")))):
-                if isinstance(text, str):
-                    into.append(text)
-                    self.size_chars += len(text)
+        for body in (call.get("function"), call.get("custom")):
+            if isinstance(body, dict):
+                given = _written(body.get("arguments", body.get("input")))
+                for into, text in ((name, body.get("name")), (arguments, given)):
+                    if isinstance(text, str):
+                        into.append(text)
+                        self.size_chars += len(text)
 
 
 class _Parts:

@@ -246,7 +246,7 @@ CASES = {
     ),
     "an OPA server with a password": (
         changed("embedded:", "http://me:secret@opa:8181"),
-        "bursar.yaml:2:10 policy.url: has a password in it: put a token into an environment variable",
+        "bursar.yaml:2:10 policy.url: has a password in it: name the variable that holds a token in token_env",
     ),
     "a policy folder that is not there": (
         changed("embedded:", "embedded:rules/"),

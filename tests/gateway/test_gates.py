@@ -81,13 +81,13 @@ async def test_a_model_with_its_evidence_may_be_enabled(loaded: LoadedConfig) ->
     [
         ({"kind": "red_team"}, "evidence_missing"),
         ({"expires_at_s": MONDAY_NOON_S}, "evidence_expired"),
-        ({"tier": "none"}, "evidence_wrong_tier"),
+        ({"target": {"kind": "model", "id": "sim-large"}, "tier": "low"}, "evidence_wrong_tier"),
         ({"env": "dev"}, "evidence_wrong_environment"),
     ],
 )
 async def test_evidence_that_does_not_count_is_named(loaded: LoadedConfig, changes: dict[str, Any], code: str) -> None:
     evidence(loaded, **changes)
-    verdict = await launched(loaded, "sim-small", "prod")
+    verdict = await launched(loaded, changes.get("target", {"id": "sim-small"})["id"], "prod")
     assert code in codes(verdict)
     assert not verdict.allow
 
@@ -116,7 +116,7 @@ async def test_a_release_without_room_does_not(loaded: LoadedConfig) -> None:
 async def test_a_bundle_that_says_nothing_of_gates_is_no_go_ahead(tmp_path: Path) -> None:
     loaded = load(deploy(tmp_path, "http://127.0.0.1:9"), ENVIRON)
     shutil.rmtree(tmp_path / "rego")
-    shutil.copytree(SHIPPED_BUNDLE, tmp_path / "rego", ignore=shutil.ignore_patterns("launch"))
+    shutil.copytree(SHIPPED_BUNDLE, tmp_path / "rego", ignore=shutil.ignore_patterns("launch", "launch.json"))
     with pytest.raises(PolicyUnavailable):
         await launched(loaded, "sim-small", "dev")
 

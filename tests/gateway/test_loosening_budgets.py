@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.amounts import RESOURCE_INDEX, RESOURCES
-from gateway.loosening_budgets import budget_loosenings, windows_touched
+from gateway.loosening_budgets import budget_loosenings, outlasts
 from ledger.book import Book
 from ledger.budgets import DIMENSIONS, Budget, Subject
 from ledger.holds import Demand, Hold
@@ -94,6 +94,40 @@ def test_what_fits_a_revision_that_is_not_listed_fitted_the_one_before(
             tokens //= 2
 
 
+@given(revisions(), spells(), spells())
+def test_what_fits_after_a_change_that_is_not_listed_would_have_fitted_without_it(
+    both: tuple[dict[str, Any], dict[str, Any]], asked_before: list[tuple[int, int]], asked: list[tuple[int, int]]
+) -> None:
+    """Two books take the same for a while; one of them is changed, and from then on what it takes is put before both."""
+    before, after = both
+    if paths(before, after):
+        return
+    stays, changes = book_of(before), book_of(before)
+    at_s = 0
+    for number, (at_s, who) in enumerate(asked_before):
+        for book in (stays, changes):
+            takes(book, SUBJECTS[who], NOON_S + at_s, before["limit"] // 2 + 1, f"before-{number}")
+    changes.configure(book_of(after).budgets.values(), NOON_S + at_s)
+    later_s = NOON_S + at_s - asked[0][0]
+    for number, (then_s, who) in enumerate(asked):
+        tokens = after["limit"]
+        while tokens:
+            hold_id = f"{number}-{tokens}"
+            if takes(changes, SUBJECTS[who], later_s + then_s, tokens, hold_id):
+                assert takes(stays, SUBJECTS[who], later_s + then_s, tokens, hold_id), (before, after, then_s)
+            tokens //= 2
+
+
+def test_a_shorter_window_is_listed_however_low_its_limit_for_what_was_spent_is_forgotten() -> None:
+    before, after = section(window="month", limit=3100), section(window="day", limit=100)
+    book = book_of(before)
+    assert takes(book, SUBJECTS[0], NOON_S, 3100, "all")
+    assert not takes(book, SUBJECTS[0], NOON_S, 1, "one more")
+    book.configure(book_of(after).budgets.values(), NOON_S)
+    assert takes(book, SUBJECTS[0], NOON_S, 100, "a day's")
+    assert paths(before, after) == ["b.window"]
+
+
 @given(revisions())
 def test_a_revision_that_tightens_alone_is_not_listed(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
     """The same budget with a lower limit, hard, and refused while away."""
@@ -109,6 +143,8 @@ def test_a_revision_that_tightens_alone_is_not_listed(both: tuple[dict[str, Any]
         ({"mode": "soft"}, "b.mode"),
         ({"window": "hour"}, "b.window"),
         ({"window": "minute", "limit": 1}, "b.window"),
+        ({"window": "hour", "limit": 1}, "b.window"),
+        ({"window": "month", "limit": 101}, "b.window"),
         ({"thresholds": [0.9, 0.95]}, "b.thresholds"),
         ({"thresholds": [0.5, 0.96]}, "b.thresholds"),
         ({"on_unavailable": "allow"}, "b.on_unavailable"),
@@ -129,7 +165,6 @@ def test_what_is_looser_is_named(changes: dict[str, Any], path: str) -> None:
         {"window": "month"},
         {"window": "total"},
         {"window": "rolling:1d"},
-        {"window": "hour", "limit": 4},
         {"thresholds": [0.7, 0.9]},
         {"on_unavailable": "deny"},
         {"scope": {"team": "*"}},
@@ -146,20 +181,24 @@ def test_a_shared_book_counts_another_window_from_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "touched"),
+    ("old", "new", "is_longer"),
     [
-        ("day", "day", 1),
-        ("day", "month", 1),
-        ("month", "total", 1),
-        ("day", "hour", 24),
-        ("month", "day", 31),
-        ("hour", "rolling:90m", 1),
-        ("day", "rolling:1h", 24),
-        ("rolling:1h", "hour", 3),
-        ("rolling:1h", "rolling:90m", 1),
-        ("rolling:90m", "rolling:1h", 2),
-        ("total", "month", None),
+        ("day", "day", True),
+        ("day", "month", True),
+        ("month", "total", True),
+        ("day", "hour", False),
+        ("month", "day", False),
+        ("hour", "rolling:90m", True),
+        ("day", "rolling:1h", False),
+        ("month", "rolling:31d", True),
+        ("month", "rolling:30d", False),
+        ("rolling:1h", "hour", False),
+        ("rolling:1h", "month", False),
+        ("rolling:1h", "rolling:90m", True),
+        ("rolling:1h", "rolling:3601m", True),
+        ("rolling:90m", "rolling:1h", False),
+        ("total", "month", False),
     ],
 )
-def test_so_many_new_windows_can_hold_what_one_old_window_counts(old: str, new: str, touched: int | None) -> None:
-    assert windows_touched(parse_window(old), parse_window(new)) == touched
+def test_a_longer_window_counts_all_that_a_shorter_one_does(old: str, new: str, *, is_longer: bool) -> None:
+    assert outlasts(parse_window(old), parse_window(new)) is is_longer

@@ -122,7 +122,7 @@ def test_a_line_without_end_is_checked_in_windows_that_overlap(at: int, size: in
     assert not is_whole
     assert len(shown(out).get(0, "")) <= at
     # It was not held back for longer than it takes to see what is around it.
-    assert len(shown(out).get(0, "")) >= at - WINDOW_CHARS - OVERLAP_CHARS - size
+    assert len(shown(out).get(0, "")) >= at - WINDOW_CHARS - OVERLAP_CHARS - 2 * size
 
 
 def test_a_clean_line_without_end_takes_bounded_memory() -> None:

@@ -262,6 +262,21 @@ async def test_what_was_decided_before_the_bundle_changed_may_bridge_too(
     assert decider.bridged == 1
 
 
+async def test_what_another_bundle_took_back_long_ago_does_not_bridge(fake_engine, request_facts: PolicyInput) -> None:
+    now_s = 0.0
+    engine = fake_engine(ALLOW, "sha256:old")
+    decider = Decider(engine, last_known_good_s=30, now_s=lambda: now_s)
+    await decider.decide(request_facts)
+    engine.revision, engine.answer = "sha256:new", DENY
+    other = request_facts._replace(app="other")
+    await decider.decide(other)
+    now_s = 30.0
+    engine.answer, engine.away_since_s = EngineAway("gone"), 30.0
+    with pytest.raises(PolicyUnavailable, match="gone"):
+        await decider.decide(request_facts)
+    assert (await decider.decide(other)).is_last_known_good
+
+
 async def test_a_failed_evaluation_is_never_bridged(fake_engine, request_facts: PolicyInput) -> None:
     engine = fake_engine(ALLOW, "sha256:old")
     decider = Decider(engine, last_known_good_s=30, now_s=lambda: 1.0)

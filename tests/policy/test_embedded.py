@@ -14,6 +14,7 @@ from policy import embedded
 from policy.bundle import load
 from policy.child import Child
 from policy.embedded import EmbeddedEngine
+from policy.frames import FRAME_BYTES_MAX, question
 from policy.port import ADMISSION, BundleError, EngineAway, EvaluationError, Undefined
 from policy.session import BundleSession
 
@@ -220,3 +221,32 @@ def test_the_child_sees_no_secrets(monkeypatch: pytest.MonkeyPatch, write_bundle
     with Child.of(write_bundle()) as child:
         environment = Path(f"/proc/{child.process.pid}/environ").read_bytes()
     assert b"s3cret" not in environment
+
+
+async def test_an_input_that_cannot_be_sent_takes_nobodys_answer(write_bundle, open_engine, monkeypatch) -> None:
+    monkeypatch.setattr(embedded, "INPUT_BYTES_MAX", 1_000)
+    engine = await open_engine(write_bundle())
+    with pytest.raises(EvaluationError, match="larger than 1000"):
+        await engine.evaluate(ADMISSION, b'{"n": "%b"}' % (b"x" * 1_000))
+    answers = await asyncio.gather(*(allows(engine, text) for text in (EVIL, ACME, EVIL, ACME)))
+    assert answers == [False, True, False, True]
+
+
+def test_the_longest_input_fits_a_frame() -> None:
+    assert len(question("bursar/admission/decision", bytes(embedded.INPUT_BYTES_MAX))) < FRAME_BYTES_MAX
+
+
+async def test_it_comes_back_once_there_are_threads_and_memory_again(write_bundle, open_engine, monkeypatch) -> None:
+    engine = await open_engine(write_bundle())
+    faults: list[Exception] = [RuntimeError("can't start new thread"), MemoryError(), BlockingIOError(11, "fork")]
+    start = Child.start
+
+    def short_of_everything(*given, **named) -> Child:
+        if faults:
+            raise faults.pop()
+        return start(*given, **named)
+
+    monkeypatch.setattr(Child, "start", short_of_everything)
+    os.kill(pid_of(engine), signal.SIGKILL)
+    assert await allows(engine, ACME) is True
+    assert (faults, engine.restarts) == ([], 1)

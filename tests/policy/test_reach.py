@@ -31,6 +31,7 @@ def names(modules: tuple[Module, ...]) -> list[str]:
         "x := data.a[input.name].rule",
         "x := data[input.name]",
         "x := data",
+        'x if {\n\ty := data.a\n\t["other"][0] == "other"\n\ty.b.rule\n}',
     ],
 )
 def test_a_package_that_may_be_meant_is_reached(body: str) -> None:

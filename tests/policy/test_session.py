@@ -181,3 +181,30 @@ def test_a_rule_that_takes_the_whole_input_is_handed_all_of_it(write_bundle) -> 
 def test_a_wider_and_a_narrower_reference_keep_the_wider(write_bundle) -> None:
     rules = "narrow := input.a.b\n\ndecision := input.a\n\nagain := input.a.c\n"
     assert needs(load(write_bundle({FILE: HEAD + rules})).modules) == {"a": None}
+
+
+@pytest.mark.parametrize("between", ["", " # a remark", "\n\n"])
+def test_a_bracket_on_a_new_line_hides_no_input_from_a_rule(write_bundle, between: str) -> None:
+    rules = f"""
+decision := {{"allow": allow}}
+
+default allow := true
+
+allow := false if {{
+	who := input.principal{between}
+	["org"][0] == "org"
+	who.team == "banned"
+}}
+"""
+    bundle = load(write_bundle({FILE: HEAD + rules}))
+    assert needs(bundle.modules) == {"principal": None}
+    document = {"principal": {"org": "acme", "team": "banned"}}
+    assert BundleSession(bundle).evaluate(ADMISSION, document) == {"allow": False}
+
+
+@pytest.mark.parametrize(("rule", "message"), [("v := nosuch", "nosuch is not a rule"), ("v := := {", "")])
+def test_a_mistake_in_a_module_that_nothing_reaches_is_refused(write_bundle, rule: str, message: str) -> None:
+    root = write_bundle({"apart/apart.rego": f"package apart\n\nimport rego.v1\n\n{rule}\n"})
+    with pytest.raises(BundleError, match=message) as raised:
+        BundleSession(load(root))
+    assert (raised.value.file, raised.value.line) == ("apart/apart.rego", 5)

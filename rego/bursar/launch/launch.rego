@@ -70,9 +70,12 @@ _target_known if {
 	_registered.owner != ""
 }
 
-_requirement := data.bursar.launch.requirements[input.env.name][tier] if {
+_requirement := _requirements[tier]
+
+# The environment is looked up first and its tier after: one that has an entry without the tier must not fall back.
+_requirements := data.bursar.launch.requirements[input.env.name] if {
 	data.bursar.launch.requirements[input.env.name]
-} else := data.bursar.launch.requirements["*"][tier] if {
+} else := data.bursar.launch.requirements["*"] if {
 	is_string(input.env.name)
 }
 
