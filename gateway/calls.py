@@ -138,9 +138,7 @@ class _Call:
         """Begin the verification that policy obliges; a refusal where the answer could not be verified."""
         verifier, live, decision = self.caller.verifier, self.live, self.admitted.decision
         if verifier is None:
-            return Refusal(
-                errors.POLICY_UNAVAILABLE, "The policy obliges checks, and none is set up.", decision=decision
-            )
+            return Refusal(errors.POLICY_UNAVAILABLE, "The policy obliges checks; none is set up.", decision=decision)
         deadline_s, live.deadline_s = live.deadline_s, math.inf
         begun = await verifier.begin(self.admitted, body)
         live.deadline_s = deadline_s
@@ -321,10 +319,8 @@ class _Call:
         self.of.metrics.upstream_error(runtime, f"http_{status // 100}xx")
         if status in _PASSED_ON and isinstance(answer.get("error"), dict):
             # It may quote what the model wrote.
-            refusal = await self.verification.texts(texts_of(answer)) if self.verification is not None else None
-            if refusal is not None:
-                await self._say(refusal, seen)
-                return
+            if self.verification and (refusal := await self.verification.texts(texts_of(answer))) is not None:
+                return await self._say(refusal, seen)
             self._settle(seen, "failed", errors.UPSTREAM_ERROR._replace(status=status))
             self.verification = None  # it is no answer, and nothing of it has been verified
             headers = [_JSON, (b"content-length", b"%d" % len(data)), *self._headers()]

@@ -112,15 +112,12 @@ def bundle_loosenings(before: Policies, after: Policies, shown: Replay | None) -
         for each in bundles
     ]
 
-    def is_recorded(path: str) -> bool:
-        return _is_recorded(path, reads)
-
     if shown is None:
         why = "approvals.bundle is always: every change of a bundle counts as looser"
     elif not shown.decided or not shown.is_whole:
         why = "no recorded inputs could be decided again, so nothing is known of what it changes"
-    elif not all(is_recorded(path) for path, _, _ in changes):
-        changes = [each for each in changes if not is_recorded(each[0])]
+    elif others := [each for each in changes if not _is_recorded(each[0], each[2], reads)]:
+        changes = others
         why = "only admissions are decided again, and this decides something else"
     elif shown.flips:
         why = "of the recorded inputs decided again, some are decided more weakly"
@@ -138,20 +135,23 @@ def _changes(before: Bundle, after: Bundle) -> Iterator[tuple[str, Any, Any]]:
         yield leaf.path, _json(leaf.before), _json(leaf.after)
 
 
-def _is_recorded(path: str, reads: Iterable[tuple[str, Read]]) -> bool:
+def _is_recorded(path: str, after: Any, reads: Iterable[tuple[str, Read]]) -> bool:
     """Whether nothing but admissions is decided by what is at a path, in the bundle before and in the one after."""
     about = [(path.removeprefix(prefix), read) for prefix, read in reads if path.startswith(prefix)]
-    return bool(about) and not any(_is_read(rest, read) for rest, read in about)
+    return bool(about) and not any(_is_read(rest, after, read) for rest, read in about)
 
 
-def _is_read(rest: str, read: Read) -> bool:
-    """Whether another package reads a rule or a table by its path in a package, of the rows only some fields."""
+def _is_read(rest: str, after: Any, read: Read) -> bool:
+    """Whether another package reads a rule or a table by its path in a package, of the rows only some fields.
+
+    A tool that is blocked from now on is looser for nobody.
+    """
     if read.is_whole or not read.names:
         return read.is_whole
-    name = re.match(r"\w+", rest)
     of_row = _OF_ROW.match(rest)
     if of_row is not None:
-        return of_row[1] in read.words
+        return of_row[1] in read.words and not (of_row[1] == "blocked_tools" and after is True)
+    name = re.match(r"\w+", rest)
     return name is None or name[0] == "import" or name[0] in read.names
 
 

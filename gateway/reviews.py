@@ -114,6 +114,16 @@ class Reviews:
         log.warning("reload waits for approval", approval=approval.id, loosens=len(found))
         return Verdict(tuple(found), _held(approval, found))
 
+    def record_undone(self, now: Applied, new: Applied, asked: Asked) -> None:
+        """Record that a step is taken back, from what to what, and what of the configuration that loosens.
+
+        Raises JournalError.
+        """
+        found = loosenings(now.loaded.config, new.loaded.config, self._now_us() / 1_000_000)
+        self._controls.record(
+            "undone", asked.by.actor, str(new.loaded.path), digest=new.loaded.digest, detail=_detail(now, new, found, None)
+        )
+
     def _approved(self, step: str, asked: Asked) -> Verdict:
         """Approve what was asked for, if it still is what would be applied now."""
         approval = self._approvals.get(asked.approval_id)

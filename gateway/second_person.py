@@ -84,10 +84,10 @@ class SecondPerson:
         `decisions` are those of the bundle in force. Raises ApprovalError where `asked` may not approve.
         """
         assert self._in_force is not None
-        if not asked.approval_id and self._is_undone(loaded.digest, engine.revision):
-            self._controls.record("undone", asked.by.actor, str(loaded.path), digest=loaded.digest)
-            return None
         new = Applied(loaded, await asyncio.to_thread(policies_of, loaded, engine.revision))
+        if not asked.approval_id and self._is_undone(new):
+            self._reviews.record_undone(self._in_force, new, asked)
+            return None
 
         async def admission(input_json: bytes) -> object:
             return (await engine.evaluate(ADMISSION, input_json)).value
@@ -96,16 +96,20 @@ class SecondPerson:
 
     async def applied(self, loaded: LoadedConfig, revision: str) -> None:
         """Take what is applied as what the next reload, and the next start, is compared with."""
-        was = self._in_force
-        await self._keep(Applied(loaded, await asyncio.to_thread(policies_of, loaded, revision)))
-        if was is not None and (was.loaded.digest, was.policies.revision) != (loaded.digest, revision):
+        was, new = self._in_force, Applied(loaded, await asyncio.to_thread(policies_of, loaded, revision))
+        # What was undone was taken back by somebody, and is not to come back unasked.
+        is_undone = self._is_undone(new)
+        await self._keep(new)
+        if is_undone:
+            self._before = None
+        elif was is not None and _names(was) != _names(new):
             until_us = self._now_us() + was.loaded.config.approvals.undo_s * US
-            self._before = Before(was.loaded.digest, was.policies.revision, until_us)
+            self._before = Before(*_names(was), until_us)
 
-    def _is_undone(self, digest: str, revision: str) -> bool:
-        """Whether these are what was in force a moment ago: to go back there is to undo, whatever that loosens."""
+    def _is_undone(self, new: Applied) -> bool:
+        """Whether this is what was in force a moment ago: to go back there is to undo, whatever that loosens."""
         before = self._before
-        return before is not None and before[:2] == (digest, revision) and self._now_us() < before.until_us
+        return before is not None and before[:2] == _names(new) and self._now_us() < before.until_us
 
     async def _keep(self, applied: Applied) -> None:
         await asyncio.to_thread(remember, self._home, self._replica, applied)
@@ -113,3 +117,8 @@ class SecondPerson:
 
     def _local_key(self) -> str:
         return local_key(self._home, self._keys)
+
+
+def _names(applied: Applied) -> tuple[str, str]:
+    """What names a configuration with its bundle; a server's bundle is named by where it comes from."""
+    return applied.loaded.digest, applied.policies.revision

@@ -136,6 +136,82 @@ def test_only_what_nothing_is_known_of_is_listed() -> None:
     assert (found.path, found.before, found.after) == ("data.bursar.tools.open", None, True)
 
 
+READS = Policies(
+    "sha256:1",
+    {
+        ADMISSION: b'{"rows": {"acme": {"search": {"web": {"offers": {}, "blocked_tools": {"a/b": true}}}}}, "cap": 5}',
+        RULES: b"""package bursar.admission
+
+import rego.v1
+
+import data.bursar.tools
+
+decision := tools.checks
+
+offered(tool) if not _row.blocked_tools[tool]
+
+_row := data.bursar.admission.rows[input.org][input.team][input.app]
+
+cap := data.bursar.admission.cap
+""",
+        "bursar/tools/tools.rego": b"""package bursar.tools
+
+import rego.v1
+
+import data.bursar.admission as other
+
+checks := []
+
+decision if other.offered(input.tool)
+""",
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "path"),
+    [
+        (ADMISSION, '"a/b": true', '"a/b": false', 'rows.acme.search.web.blocked_tools["a/b"]'),
+        (ADMISSION, '{"a/b": true}', "{}", 'rows.acme.search.web.blocked_tools["a/b"]'),
+        (ADMISSION, '"search": {', '"new": {"web": {"offers": {}}}, "search": {', "rows.acme.new"),
+        (RULES, "[input.app]", '["web"]', "_row"),
+        (RULES, "if not _row", "if _row", "offered"),
+        (RULES, "import data.bursar.tools", "import data.bursar.risk as tools", "import"),
+    ],
+)
+def test_what_of_admissions_other_packages_read_counts_as_looser(file: str, old: str, new: str, path: str) -> None:
+    """No admission that is decided again tells of the tools of a server: these are decided when they are called."""
+    after = Policies("sha256:2", {**READS.files, file: READS.files[file].decode().replace(old, new).encode()})
+    (found,) = bundle_loosenings(READS, after, Replay(3))
+    assert (found.path, "only admissions" in found.why) == (f"data.bursar.admission.{path}", True)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        (ADMISSION, '"cap": 5', '"cap": 6'),
+        (ADMISSION, '"offers": {}', '"offers": {"large": "x"}'),
+        (ADMISSION, '"a/b": true', '"a/b": true, "c/d": true'),
+        (RULES, "cap := data", "cap := 1 + data"),
+    ],
+)
+def test_what_only_admissions_read_and_a_tool_that_is_blocked_are_decided_again(file: str, old: str, new: str) -> None:
+    after = Policies("sha256:2", {**READS.files, file: READS.files[file].decode().replace(old, new).encode()})
+    assert after.files != READS.files
+    assert bundle_loosenings(READS, after, Replay(3)) == []
+
+
+@pytest.mark.parametrize(
+    ("reads", "is_listed"),
+    [("data.bursar.budget.terms.small", True), ("data.bursar.budget", True), ("data.bursar.budget.least", False)],
+)
+def test_terms_that_another_package_reads_count_as_looser(reads: str, *, is_listed: bool) -> None:
+    reader = {"bursar/change/change.rego": f"package bursar.change\n\ncap := {reads}\n".encode()}
+    before = Policies("sha256:1", {**OLD.files, **reader})
+    after = Policies("sha256:2", {**before.files, TERMS: b'{"terms": {"small": 2}}'})
+    assert bool(bundle_loosenings(before, after, Replay(3))) is is_listed
+
+
 def test_a_rule_that_changes_is_named_with_its_place() -> None:
     (found,) = bundle_loosenings(OLD, changed(RULES, ADMITS.replace("x > 1", "x > 0")), None)
     assert (found.path, found.after) == ("data.bursar.admission.admits", f"changed, {RULES}:5")

@@ -104,13 +104,19 @@ def sums(server: RedisServer) -> tuple[int, int]:
 
 @asynccontextmanager
 async def node(
-    server: RedisServer, name: str, replicas: int, budgets: Sequence[Budget], *, password: str | None = None
+    server: RedisServer,
+    name: str,
+    replicas: int,
+    budgets: Sequence[Budget],
+    *,
+    password: str | None = None,
+    timeout_ms: int = TIMEOUT_MS,
 ) -> AsyncIterator[Node]:
     """One replica, until it is closed."""
     async with FaultProxy(HOST, server.port) as proxy:
         clock = ServerClock()
         book = Book(budgets, clock.now_us() // US, is_shared=True)
-        client, listener = connect(proxy.url, TIMEOUT_MS, password)
+        client, listener = connect(proxy.url, timeout_ms, password)
         keeper = LeaseKeeper(book, Leases(book, name, replicas, uuid7()), clock, client, listener)
         running = asyncio.create_task(keeper.run())
         it = Node(keeper, proxy, running)
@@ -130,10 +136,15 @@ async def stop(it: Node) -> None:
 
 
 @asynccontextmanager
-async def nodes(server: RedisServer, count: int, budgets: Sequence[Budget]) -> AsyncIterator[list[Node]]:
+async def nodes(
+    server: RedisServer, count: int, budgets: Sequence[Budget], *, timeout_ms: int = TIMEOUT_MS
+) -> AsyncIterator[list[Node]]:
     """So many replicas, once each has a counter of the subject and all have reported."""
     async with AsyncExitStack() as stack:
-        made = [await stack.enter_async_context(node(server, f"r{i}", count, budgets)) for i in range(count)]
+        made = [
+            await stack.enter_async_context(node(server, f"r{i}", count, budgets, timeout_ms=timeout_ms))
+            for i in range(count)
+        ]
         for each in made:
             each.book.route(SUBJECT, each.keeper.clock.now_us() // US)
         await until(lambda: all(each.is_open for each in made), "all replicas have reported")

@@ -202,7 +202,7 @@ allow := false if {{
     assert BundleSession(bundle).evaluate(ADMISSION, document) == {"allow": False}
 
 
-@pytest.mark.parametrize(("rule", "message"), [("v := nosuch", "nosuch is not a rule"), ("v := := {", "")])
+@pytest.mark.parametrize(("rule", "message"), [("v := nosuch", "nosuch is not a rule"), ("v := := {", "unclosed")])
 def test_a_mistake_in_a_module_that_nothing_reaches_is_refused(write_bundle, rule: str, message: str) -> None:
     root = write_bundle({"apart/apart.rego": f"package apart\n\nimport rego.v1\n\n{rule}\n"})
     with pytest.raises(BundleError, match=message) as raised:
