@@ -225,8 +225,7 @@ class _Call:
             withheld.feed(out)
             if self.collector is not None:
                 self.collector.feed(out)
-            texts = withheld.due()
-            if texts:
+            if texts := withheld.due():
                 live.deadline_s = math.inf
                 refusal = await verification.texts(texts)
                 if refusal is not None:
@@ -317,21 +316,22 @@ class _Call:
         answer = _object(data)
         seen = Observed(sent=True, is_complete=True, is_error=True, report=read_report(answer.get("usage")))
         self.of.metrics.upstream_error(runtime, f"http_{status // 100}xx")
-        if status in _PASSED_ON and isinstance(answer.get("error"), dict):
-            # It may quote what the model wrote.
-            if self.verification and (refusal := await self.verification.texts(texts_of(answer))) is not None:
-                return await self._say(refusal, seen)
-            self._settle(seen, "failed", errors.UPSTREAM_ERROR._replace(status=status))
-            self.verification = None  # it is no answer, and nothing of it has been verified
-            headers = [_JSON, (b"content-length", b"%d" % len(data)), *self._headers()]
-            await send_whole(self.send, status, headers, data)
+        refusal: Refusal | None = None
+        if status not in _PASSED_ON or not isinstance(answer.get("error"), dict):
+            kind = errors.OVERLOADED if status in (429, 503) else errors.UPSTREAM_ERROR
+            refusal = Refusal(kind, f"Runtime {runtime} answered {status}; nothing was charged.")
+        elif self.verification is not None:
+            refusal = await self.verification.texts(texts_of(answer))  # it may quote what the model wrote
+        if refusal is not None:
+            await self._say(refusal, seen)
             return
-        kind = errors.OVERLOADED if status in (429, 503) else errors.UPSTREAM_ERROR
-        await self._say(Refusal(kind, f"Runtime {runtime} answered {status}; nothing was charged."), seen)
+        self._settle(seen, "failed", errors.UPSTREAM_ERROR._replace(status=status))
+        self.verification = None  # it is no answer, and not all its checks were made
+        headers = [_JSON, (b"content-length", b"%d" % len(data)), *self._headers()]
+        await send_whole(self.send, status, headers, data)
 
     async def _fail(self, error: RuntimeFailure) -> None:
-        runtime = self.admitted.runtime.spec.id
-        self.of.metrics.upstream_error(runtime, type(error).__name__)
+        self.of.metrics.upstream_error(self.admitted.runtime.spec.id, type(error).__name__)
         refusal = Refusal(errors.UPSTREAM_ERROR, f"The call failed: {error}; what it may have produced is charged.")
         await self._say(refusal, self._seen(is_complete=False))
 

@@ -121,7 +121,11 @@ class Reviews:
         """
         found = loosenings(now.loaded.config, new.loaded.config, self._now_us() / 1_000_000)
         self._controls.record(
-            "undone", asked.by.actor, str(new.loaded.path), digest=new.loaded.digest, detail=_detail(now, new, found, None)
+            "undone",
+            asked.by.actor,
+            str(new.loaded.path),
+            digest=new.loaded.digest,
+            detail=_detail(now, new, found, None),
         )
 
     def _approved(self, step: str, asked: Asked) -> Verdict:
