@@ -352,7 +352,7 @@ async def gate_release(asked: ReleaseRequest, plane: Plane, actor: Actor) -> dic
     catalogue = plane.of.catalogue
     at_s = plane.of.now_us() // US if asked.at_s is None else asked.at_s
     document = gates.release(asked.release, catalogue.env_name, room, level, at_s, freeze=catalogue.freeze)
-    verdict = await _gate(plane, actor, "release", f"{scope.app}@{asked.release}", document)
+    verdict = await _gate(plane, actor, "release", f"{scope.app}@{asked.release}", document, asked.at_s)
     return {**verdict, "headroom": room}
 
 
@@ -362,13 +362,17 @@ async def gate_launch(asked: LaunchRequest, plane: Plane, actor: Actor) -> dict[
     env = asked.env or plane.of.catalogue.env_name
     at_s = plane.of.now_us() // US if asked.at_s is None else asked.at_s
     document = gates.launch(asked.kind, asked.id, env, at_s)
-    return await _gate(plane, actor, "launch", asked.id, document)
+    return await _gate(plane, actor, "launch", asked.id, document, asked.at_s)
 
 
-async def _gate(plane: AdminPlane, actor: str, gate: gates.Gate, subject: str, document: Document) -> dict[str, Any]:
+async def _gate(
+    plane: AdminPlane, actor: str, gate: gates.Gate, subject: str, document: Document, at_s: int | None
+) -> dict[str, Any]:
+    """What a gate says, recorded; of a time that somebody named as what was asked, for it is no go-ahead now."""
     decision = await plane.of.decider.ask(gates.ENTRIES[gate], document)
     verdict = gates.said(gate, subject, document, decision).view()
-    plane.controls.record("gate_checked", actor, subject, digest=decision.revision, detail=verdict)
+    action = "gate_checked" if at_s is None else "gate_asked"
+    plane.controls.record(action, actor, subject, digest=decision.revision, detail=verdict)
     return verdict
 
 

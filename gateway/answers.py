@@ -21,15 +21,19 @@ _DATA = b"data:"
 class Collector:
     """Reads one answer, from its events as they are passed on or from the whole of it.
 
-    `expected` is the form that was asked for. It keeps at most `characters_max` and what one event more has; with 0 it
-    looks for tool calls alone, and reads only the events that have some. What is no JSON is not its to complain of.
+    `expected` is the form that was asked for, `offered` the names of the tools that were. It keeps at most
+    `characters_max` and what one event more has; with 0 it looks for tool calls alone, and reads only the events that
+    have some. What is no JSON is not its to complain of.
     """
 
-    def __init__(self, characters_max: int, expected: Expected = NOTHING_EXPECTED) -> None:
+    def __init__(
+        self, characters_max: int, expected: Expected = NOTHING_EXPECTED, offered: frozenset[str] = frozenset()
+    ) -> None:
         self.reads_text = characters_max > 0
         self.expected = expected
         self._characters_max = characters_max or CALLS_CHARACTERS_MAX
         self._assembly = Assembly()
+        self._offered = offered
         self._is_cut = False
 
     def feed(self, events: bytes) -> None:
@@ -47,8 +51,12 @@ class Collector:
         self._is_cut = self._assembly.size_chars > self._characters_max
 
     def called(self) -> list[str]:
-        """The names of the tools that are called, once for each call."""
-        return [call.name for choice in self._assembly.choices() for call in choice.tool_calls if call.name]
+        """The names of the tools that are called, once for each call; "" for one that was not offered.
+
+        Such a name is the model's own text, which no row may have.
+        """
+        calls = (call for choice in self._assembly.choices() for call in choice.tool_calls if call.name)
+        return [call.name if call.name in self._offered else "" for call in calls]
 
     def answers(self) -> list[Answer]:
         """Every choice, as it is to be judged."""
@@ -60,6 +68,16 @@ class Collector:
         except orjson.JSONDecodeError:
             return
         self._is_cut = self._assembly.size_chars > self._characters_max
+
+
+def offered_in(body: Mapping[str, Any]) -> frozenset[str]:
+    """The names of the tools that a request offers its model, of functions and of custom ones."""
+    tools, older = (body.get(name) for name in ("tools", "functions"))
+    described = list(older) if isinstance(older, list) else []
+    for tool in tools if isinstance(tools, list) else ():
+        described += [tool.get("function"), tool.get("custom")] if isinstance(tool, dict) else []
+    names = (each.get("name") for each in described if isinstance(each, dict))
+    return frozenset(name for name in names if isinstance(name, str))
 
 
 def _answer(choice: Choice, *, is_cut: bool) -> Answer:

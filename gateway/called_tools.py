@@ -1,5 +1,8 @@
 """What policy says of a tool that an answer calls, before the call is passed on."""
 
+from collections.abc import Sequence
+
+from domain.decision import Decision
 from gateway.admission import Admitted
 from gateway.governance import Governance
 from gateway.noticing import Noticing
@@ -11,15 +14,19 @@ KIND = "function"
 
 
 def called_tools(of: Governance, noticing: Noticing) -> ToolAsked:
-    """Asks the entry point of tools about each that is called, and has it noticed; it raises PolicyUnavailable."""
+    """Asks the entry point of tools about each that is called until one is denied, and has it noticed."""
 
-    async def asked(admitted: Admitted, tool: str) -> ToolVerdict:
-        decision = await of.decider.ask(TOOLS, _document(of, admitted, tool))
-        verify = decision.obligations.verify
-        row, reasons = admitted.hold.row, decision.reasons
-        noticing.ruled(row, tool, allow=decision.allow, reasons=reasons, verify=verify)
-        codes = tuple(reason.code for reason in reasons)
-        return ToolVerdict(decision.allow, codes, verify)
+    async def asked(admitted: Admitted, calls: Sequence[str]) -> ToolVerdict:
+        decisions: dict[str, Decision] = {}
+        try:
+            for tool in sorted(set(calls)):
+                decision = decisions[tool] = await of.decider.ask(TOOLS, _document(of, admitted, tool))
+                if not decision.allow:
+                    return ToolVerdict(allow=False, codes=tuple(reason.code for reason in decision.reasons))
+        finally:
+            noticing.ruled(admitted.hold.row, calls, decisions)
+        further = (name for each in decisions.values() for name in each.obligations.verify)
+        return ToolVerdict(allow=True, verify=tuple(dict.fromkeys(further)))
 
     return asked
 

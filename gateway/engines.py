@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,11 @@ from gateway.config_file import LoadedConfig
 from policy.decider import Decider
 from policy.embedded import WAIT_S_MAX, EmbeddedEngine
 from policy.opa import OpaEngine, OpaServer, OpaState
-from policy.port import BundleError, Engine
+from policy.port import Engine
 
 log = structlog.get_logger("gateway")
 EMBEDDED = "embedded:"
+FOLLOW_AGAIN_S = 1.0
 
 
 class Deciding(NamedTuple):
@@ -72,10 +74,12 @@ class Engines:
             self._following = None
         if isinstance(engine, OpaEngine):
             self._following = asyncio.get_running_loop().create_task(engine.run(_say))
+            self._following.add_done_callback(partial(self._follow_again, engine))
 
     async def close(self, decider: Decider) -> None:
         """Close all."""
         tasks = [*self._retiring, *([self._following] if self._following is not None else [])]
+        self._following = None
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -104,6 +108,18 @@ class Engines:
         folder = loaded.path.parent / policy.shadow.removeprefix(EMBEDDED)
         return await _embedded(folder, policy.timeout_ms, serving)
 
+    def _follow_again(self, engine: OpaEngine, task: "asyncio.Task[None]") -> None:
+        """Go on after a fault of ours: an engine that is not looked after could change its bundle unnoticed."""
+        if task.cancelled() or task is not self._following:
+            return
+        log.error("the OPA server is looked after anew", exc_info=task.exception())
+
+        def again() -> None:
+            if task is self._following:
+                self.follow(engine)
+
+        asyncio.get_running_loop().call_later(FOLLOW_AGAIN_S, again)
+
     def _finish(self, closing: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(closing)
         self._retiring.add(task)
@@ -115,6 +131,7 @@ async def _embedded(folder: Path, timeout_ms: int, serving: Engine | None) -> En
     if isinstance(serving, EmbeddedEngine) and (serving.revision, serving.timeout_ms) == (opened.revision, timeout_ms):
         await opened.close()
         return serving
+    opened.on_loss = _say_lost
     return opened
 
 
@@ -123,6 +140,10 @@ async def _close_after_waits(engine: Engine) -> None:
         await asyncio.sleep(WAIT_S_MAX)
     finally:
         await engine.close()
+
+
+def _say_lost(why: str) -> None:
+    log.error("a new process evaluates policies", reason=why)
 
 
 def _say(state: OpaState) -> None:

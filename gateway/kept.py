@@ -29,7 +29,10 @@ class KeptAnswer(NamedTuple):
 
 
 class KeptAnswers:
-    """The withheld answers of one worker by the id of their approval; over a bound the oldest is forgotten first."""
+    """The withheld answers of one worker by the id of their approval.
+
+    Over a bound the oldest of the key that takes up most of it is forgotten first, so that one key crowds out no other.
+    """
 
     def __init__(self, entries_max: int, bytes_max: int, ttl_s: int) -> None:
         self.entries_max = entries_max
@@ -50,8 +53,10 @@ class KeptAnswers:
         self._forget_old(now_us)
         self._kept[approval_id] = KeptAnswer(principal, headers, body, now_us + self.ttl_s * US)
         self._bytes += len(body)
-        while len(self._kept) > self.entries_max or self._bytes > self.bytes_max:
-            self.forget(next(iter(self._kept)))
+        while len(self._kept) > self.entries_max:
+            self.forget(self._oldest_of_most(lambda answer: 1))
+        while self._bytes > self.bytes_max:
+            self.forget(self._oldest_of_most(lambda answer: len(answer.body)))
 
     def get(self, approval_id: str, now_us: int) -> KeptAnswer | None:
         """The answer that waits, or waited, for this approval, unless it has been forgotten."""
@@ -63,6 +68,14 @@ class KeptAnswers:
         answer = self._kept.pop(approval_id, None)
         if answer is not None:
             self._bytes -= len(answer.body)
+
+    def _oldest_of_most(self, size: Callable[[KeptAnswer], int]) -> str:
+        taken: dict[str, int] = {}
+        for answer in self._kept.values():
+            key_id = answer.principal.key_id
+            taken[key_id] = taken.get(key_id, 0) + size(answer)
+        most = max(taken, key=lambda key_id: taken[key_id])
+        return next(name for name, answer in self._kept.items() if answer.principal.key_id == most)
 
     def _forget_old(self, now_us: int) -> None:
         while self._kept and next(iter(self._kept.values())).expires_us <= now_us:

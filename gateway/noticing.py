@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from domain.decision import Reason
+from domain.decision import Decision
 from domain.intent import Intent
 from gateway import signal_sources
 from gateway.answers import Collector
@@ -15,7 +15,7 @@ from gateway.errors import Refusal
 from gateway.quality import Sampler
 from gateway.rows import Ended
 from gateway.signals import Signals
-from gateway.tool_calls import Ruling, ToolLog, blocked
+from gateway.tool_calls import UNOFFERED, Ruling, ToolLog, blocked
 
 
 @dataclass(slots=True)
@@ -50,19 +50,24 @@ class Noticing:
         """An answer came to its own end and was passed on; `is_ruled` where each call in it has been `ruled`."""
         called = collector.called()
         if called and not is_ruled:
-            self.tools.called(row, called, {})
+            self.tools.called(row, called, {"": UNOFFERED})
         self.sampler.score(row, collector)
 
-    def ruled(
-        self, row: Mapping[str, Any], tool: str, *, allow: bool, reasons: tuple[Reason, ...], verify: Sequence[str]
-    ) -> None:
-        """Policy has decided of a tool that an answer calls."""
-        verdict = "deny" if not allow else "verify" if verify else "allow"
-        self.tools.called(row, [tool], {tool: Ruling(verdict, reasons)})
-        if not allow:
-            codes = [reason.code for reason in reasons]
-            signal_sources.tool_denied(self.signals, row, tool, "", "called", codes)
+    def ruled(self, row: Mapping[str, Any], calls: Sequence[str], decisions: Mapping[str, Decision]) -> None:
+        """Policy has decided of tools that an answer calls; `calls` names the tool of each call, decided or not."""
+        rulings = {tool: Ruling(_verdict(said), said.reasons) for tool, said in decisions.items()}
+        self.tools.called(row, [tool for tool in calls if tool in rulings], rulings)
+        for tool, said in decisions.items():
+            if not said.allow:
+                codes = [reason.code for reason in said.reasons]
+                signal_sources.tool_denied(self.signals, row, tool, "", "called", codes)
 
     async def close(self) -> None:
         """End what is still being scored; whoever runs the signals ends these."""
         await self.sampler.close()
+
+
+def _verdict(said: Decision) -> str:
+    if not said.allow:
+        return "deny"
+    return "verify" if said.obligations.verify else "allow"

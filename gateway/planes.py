@@ -29,7 +29,7 @@ from gateway.verification import Verifier
 from gateway.verifying import verifier_of
 from ledger.client import LedgerClient, running
 from observability.tracing import Tracing
-from policy.checks.process import CheckProcess
+from policy.checks.process import CheckProcesses
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Parts:
     pseudonyms: Pseudonyms
     controls: Controls
     second: SecondPerson
-    checks: CheckProcess
+    checks: CheckProcesses
     reload: Callable[[Asked], Awaitable[dict[str, Any]]]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from gateway import signal_sources
-from gateway.answers import Collector
+from gateway.answers import Collector, offered_in
 from gateway.signals import Signals
 from policy.checks.port import JSON_SCHEMA, CheckError, Finding
 from policy.quality import Answer, Assessment, Expected, assess, expected_of, is_sampled
@@ -72,8 +72,8 @@ class Sampler:
         None for most answers, of which nothing is kept; `body` is the request's.
         """
         if generates and is_sampled(request_id, self.config.sample):
-            return Collector(self.config.answer_characters_max, expected_of(body))
-        return Collector(0) if offers_tools else None
+            return Collector(self.config.answer_characters_max, expected_of(body), offered_in(body))
+        return Collector(0, offered=offered_in(body)) if offers_tools else None
 
     def score(self, row: Mapping[str, Any], collector: Collector) -> None:
         """Score an answer that came to its own end soon, when it has gone to its client, if its text was collected."""

@@ -31,7 +31,7 @@ from policy.port import BundleError
 
 log = structlog.get_logger("gateway")
 SHOWN_BYTES_MAX = 32 << 10
-CHANGES_SHOWN_MAX = 200
+CHANGES_SHOWN_MAX = 100
 SIGHUP = "SIGHUP"
 
 

@@ -20,11 +20,14 @@ from gateway.signals import (
 from policy.quality import Assessment
 
 TOOLS_MAX = 8
+_NORMAL = "normal"
 
 # What a refusal owes to the state of things and not to what was asked. Counted as a violation it would keep a risk
 # level up for as long as the requests come that this very level refuses.
 CIRCUMSTANCES = frozenset({"frozen", "budget_unknown", "model_not_registered", "tables_malformed"})
 CIRCUMSTANCE_PREFIX = "risk"
+# What a raised level may be the cause of: it can ask for a higher clearance, and lower the cap.
+OF_RAISED_LEVELS = frozenset({"clearance_too_low", "max_input_tokens"})
 # Why a check was not made, for reasons that are ours.
 UNMADE = frozenset(
     {
@@ -64,7 +67,7 @@ def refused(signals: Signals, row: Mapping[str, Any], refusal: Refusal) -> None:
     if code in (UPSTREAM_ERROR.code, UPSTREAM_TIMEOUT.code):
         note_of(signals, UPSTREAM_FAILED, row, row.get("model", ""), detail={"error_code": code})
     elif code == POLICY_DENIED.code:
-        cause = _cause(refusal)
+        cause = _cause(refusal, row.get("risk_level", _NORMAL))
         if cause:
             note_of(signals, POLICY_VIOLATION, row, cause, detail={"model": row.get("model", "")})
 
@@ -86,7 +89,7 @@ def tools_blocked(signals: Signals, row: Mapping[str, Any], offered: Iterable[st
     Under any risk level but `normal` nothing is noted: the level itself may be what blocks, and would never fall.
     Tools that the decision of the tool itself denies, with reasons, are noted by `tool_denied`.
     """
-    if row.get("risk_level", "normal") != "normal":
+    if row.get("risk_level", _NORMAL) != _NORMAL:
         return
     names = sorted(set(offered).intersection(blocked))
     for name in names[:TOOLS_MAX]:
@@ -99,7 +102,8 @@ def tool_denied(
     signals: Signals, row: Mapping[str, Any], tool: str, server: str, phase: str, codes: Iterable[str]
 ) -> None:
     """Note a tool that `tools/decision` denied, unless every reason for it is a circumstance."""
-    cause = next((code for code in codes if is_callers(code)), "")
+    level = row.get("risk_level", _NORMAL)
+    cause = next((code for code in codes if is_callers(code, level)), "")
     if cause:
         note_of(signals, TOOL_BLOCKED, row, tool, detail={"phase": phase, "server": server, "reason": cause})
 
@@ -113,7 +117,8 @@ def verified(signals: Signals) -> Callable[[str, dict[str, Any], int, dict[str, 
 
     def note(name: str, row: dict[str, Any], count: int, detail: dict[str, Any]) -> None:
         kinds = detail.get("kinds", ())
-        if name == VERIFICATION_FAILED and all(kind in UNMADE or not is_callers(kind) for kind in kinds):
+        level = row.get("risk_level", _NORMAL)
+        if name == VERIFICATION_FAILED and all(kind in UNMADE or not is_callers(kind, level) for kind in kinds):
             name = VERIFICATION_UNMADE
         note_of(signals, name, row, detail["check"], count, detail)
 
@@ -175,16 +180,19 @@ class Revisions:
         return is_back
 
 
-def is_callers(code: str) -> bool:
-    """Whether a reason of a policy is about what was asked, and not about the state of things."""
+def is_callers(code: str, level: str = _NORMAL) -> bool:
+    """Whether a reason, given at a risk level, is about what was asked, and not about the state of things."""
+    if level != _NORMAL and code in OF_RAISED_LEVELS:
+        return False
     return code not in CIRCUMSTANCES and not code.startswith(CIRCUMSTANCE_PREFIX)
 
 
-def _cause(refusal: Refusal) -> str:
+def _cause(refusal: Refusal, level: str) -> str:
     """The first reason that is the caller's, none where there is none."""
     decision = refusal.decision
     if decision is None or decision.allow:
-        return "max_input_tokens" if "max_input_tokens" in refusal.detail else refusal.kind.code
+        code = "max_input_tokens" if "max_input_tokens" in refusal.detail else refusal.kind.code
+        return code if is_callers(code, level) else ""
     if not decision.reasons:
         return "denied"
-    return next((reason.code for reason in decision.reasons if is_callers(reason.code)), "")
+    return next((reason.code for reason in decision.reasons if is_callers(reason.code, level)), "")

@@ -9,6 +9,7 @@ import structlog
 
 from domain.decision import Reason
 from domain.ids import uuid7
+from gateway.requests import NAME_CHARS_MAX
 from ledger.journal import JournalError
 
 log = structlog.get_logger(__name__)
@@ -36,6 +37,7 @@ class Ruling(NamedTuple):
 
 ALLOWED = Ruling("allow")
 BLOCKED = Ruling("blocked")
+UNOFFERED = Ruling("allow", (Reason("not_offered", "The model called a tool that was not offered to it."),))
 
 
 class Journal(Protocol):
@@ -67,7 +69,7 @@ def rows_of(
             **whose,
             "ts_us": now_us,
             "event_id": uuid7(now_us // 1000),
-            "tool": tool,
+            "tool": tool[:NAME_CHARS_MAX],
             "server": ruling.server,
             "tool_kind": ruling.kind,
             "phase": phase,

@@ -25,7 +25,7 @@ from ledger.journal import JournalError
 from policy.checks import port, verdict
 from policy.checks.pieces import pieces
 from policy.checks.port import CheckFailed, Finding, SchemaRefused, Text
-from policy.checks.process import CheckProcess
+from policy.checks.process import CheckProcesses
 from policy.port import PolicyUnavailable
 from runtime.openai.answers import Choice, ToolCall
 
@@ -39,15 +39,15 @@ _US = 1_000_000
 
 
 class ToolVerdict(NamedTuple):
-    """What policy says of a tool that an answer calls, and which further checks the answer must pass for it."""
+    """What policy says of the tools that an answer calls, and which further checks the answer must pass for them."""
 
     allow: bool
     codes: tuple[str, ...] = ()
     verify: tuple[str, ...] = ()
 
 
-# What policy says of one tool in the phase `called`; raises PolicyUnavailable.
-ToolAsked = Callable[[Admitted, str], Awaitable[ToolVerdict]]
+# What policy says in the phase `called` of tools, named once for each call; raises PolicyUnavailable.
+ToolAsked = Callable[[Admitted, Sequence[str]], Awaitable[ToolVerdict]]
 # Asks the second model about a request and its answer: "" where that may be released, else why not.
 Judge = Callable[[Admitted, str, str], Awaitable[str]]
 # A signal: its name, the row of the request, how many, and what belongs to it.
@@ -63,7 +63,7 @@ class Verifier:
     """What verification needs in one worker; a check whose part is missing fails."""
 
     config: Verify
-    process: CheckProcess
+    process: CheckProcesses
     now_us: Callable[[], int]
     kept: KeptAnswers
     tool_asked: ToolAsked | None = None
@@ -271,21 +271,20 @@ class Verification:
 
     async def _further(self, choices: tuple[Choice, ...]) -> tuple[str, ...] | Refusal:
         """What policy wants of the tools that are called: further checks, or that they are not."""
-        asked = self._verifier.tool_asked
-        further: list[str] = []
-        for name in sorted({call.name for _, call in _calls(choices)}):
-            try:
-                said = ToolVerdict(allow=False) if asked is None else await asked(self._admitted, name)
-            except (PolicyUnavailable, JournalError):
-                return self._failed(port.TOOL_CALLS, [Finding("policy_unavailable", "")])
-            if not said.allow:
-                found = [Finding(code, "") for code in said.codes] or [Finding("tool_denied", "")]
-                return self._failed(port.TOOL_CALLS, found)
-            further += said.verify
-        reason = self._verifier.cannot(further)
+        asked, calls = self._verifier.tool_asked, [call.name for _, call in _calls(choices)]
+        if not calls:
+            return ()
+        try:
+            said = ToolVerdict(allow=False) if asked is None else await asked(self._admitted, calls)
+        except (PolicyUnavailable, JournalError):
+            return self._failed(port.TOOL_CALLS, [Finding("policy_unavailable", "")])
+        if not said.allow:
+            found = [Finding(code, "") for code in said.codes] or [Finding("tool_denied", "")]
+            return self._failed(port.TOOL_CALLS, found)
+        reason = self._verifier.cannot(said.verify)
         if reason:
             return self._failed(port.TOOL_CALLS, [Finding("unknown_check", "")], reason)
-        return tuple(further)
+        return said.verify
 
     async def _human(self, choices: tuple[Choice, ...], keep: Callable[[], Answer]) -> Refusal | None:
         """Ask a person, wait a moment, and keep the answer for the caller to fetch where nobody has said yes yet."""

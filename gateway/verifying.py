@@ -12,18 +12,21 @@ from gateway.second_model import Judging
 from gateway.signal_sources import verified
 from gateway.verification import Verifier
 from gateway.verification_config import Verify
-from policy.checks.process import CheckProcess
+from policy.checks.process import CheckProcess, CheckProcesses
 
 
-def check_process_of(config: Verify) -> CheckProcess:
-    """The process of checks of a worker, on a running event loop: nothing is started yet; close it in the end."""
-    return CheckProcess(config.timeout_s, config.pii.entities, waiting_max=config.waiting_max)
+def check_processes_of(config: Verify) -> CheckProcesses:
+    """The processes of checks of a worker, on a running event loop: nothing is started yet; close them in the end."""
+    return CheckProcesses(
+        CheckProcess(config.timeout_s, config.pii.entities, waiting_max=config.waiting_max),
+        CheckProcess(config.timeout_s, (), waiting_max=config.waiting_max),
+    )
 
 
 def verifier_of(
     config: Verify,
     of: Governance,
-    process: CheckProcess,
+    process: CheckProcesses,
     forwarder: Forwarder,
     live: Live,
     approvals: Approvals,

@@ -255,6 +255,13 @@ class _Channel:
 
 
 def _texts(chunk: dict[str, Any]) -> Iterator[tuple[_Key, Leaf]]:
+    try:
+        yield from _keyed(chunk)
+    except RecursionError as error:
+        raise Garbage("the answer is nested too deep to be verified") from error
+
+
+def _keyed(chunk: dict[str, Any]) -> Iterator[tuple[_Key, Leaf]]:
     choices = chunk.get("choices")
     if choices is not None:
         _check_shape(choices)

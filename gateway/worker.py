@@ -27,9 +27,9 @@ from gateway.second_person import SecondPerson
 from gateway.server import Server, bind, server
 from gateway.signal_sources import Revisions
 from gateway.sweep import sweep_forever
-from gateway.verifying import check_process_of
+from gateway.verifying import check_processes_of
 from ledger.client import LedgerUnavailable, QueryFailed, running
-from ledger.journal import JournalError
+from ledger.journal import JournalError, JournalFull
 from ledger.lease_keeper import LeaseKeeper
 from observability import names
 from observability.metrics import Metrics
@@ -43,6 +43,7 @@ log = structlog.get_logger("gateway")
 US = 1_000_000
 LEDGER_PERIOD_S = 5.0
 KEYS_PERIOD_S = 0.5
+SCORING_PERIOD_S = 1.0
 SCHEMA_CHECK_S = 2.0
 # Read once at start; a reload names those of them that changed instead of pretending.
 FIXED = (
@@ -77,8 +78,10 @@ class Worker:
         self.clients: dict[str, RuntimeClient] = {}
         self.ledger_lag = (0, 0)
         self.reloading = asyncio.Lock()
+        # The bundle revision whose scoring risk goes by, and why that of the newest is not to be had.
+        self.weighed, self.unweighed = "", ""
         self.engines = Engines(environ)
-        self.checks = check_process_of(loaded.config.verify)
+        self.checks = check_processes_of(loaded.config.verify)
         # Of their own, so that a client's schema that takes for ever delays no verification.
         self.schema_checks = CheckProcess(SCHEMA_CHECK_S, ())
         self.retiring: set[asyncio.Task[None]] = set()
@@ -136,6 +139,7 @@ class Worker:
                 second.approvals.run(),
                 self._follow_ledger(),
                 self._follow_keys(of),
+                self._follow_scoring(of),
             )
         ]
         for task in background:
@@ -168,12 +172,24 @@ class Worker:
 
     async def _weigh(self, of: Governance, engine: Engine) -> None:
         """Let risk go by the scoring of the bundle that decides; where none can be had now, it stays as it was."""
+        revision, unweighed = engine.revision, ""
         try:
             scoring = await scoring_of(engine)
             if scoring is not None:
                 of.risks.apply(scoring)
+            self.weighed = revision
         except (EvaluationError, JournalError) as error:
-            log.error("risk goes by the scoring of before", reason=str(error))
+            unweighed = str(error)
+        if unweighed and unweighed != self.unweighed:
+            log.error("risk goes by the scoring of before", reason=unweighed)
+        self.unweighed = unweighed
+
+    async def _follow_scoring(self, of: Governance) -> None:
+        """Take the scoring of a bundle that came without a reload, or that could not be asked when it did."""
+        while True:
+            await asyncio.sleep(SCORING_PERIOD_S)
+            if of.decider.revision != self.weighed:
+                await self._weigh(of, of.decider.engine)
 
     def _share(self, of: Governance, keeper: LeaseKeeper, link: assembly.Link) -> None:
         """Let the worker hold from the leases of a shared book, and charge windows by its clock."""
@@ -249,6 +265,8 @@ class Worker:
             held = await second.held(loaded, deciding.engine, asked, of.decider.decisions())
             if held is None:
                 # First what can fail for the disk: a reload is applied whole or not at all.
+                if not of.has_room():
+                    raise JournalFull("the journal has no room to record a reload; free disk space, then reload again")
                 await second.applied(loaded, deciding.engine.revision)
         except (ConfigError, BundleError, Unready, KeysError, ApprovalError, JournalError, OSError) as error:
             await self._discard(deciding, serving, clients)

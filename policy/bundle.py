@@ -79,7 +79,7 @@ def assemble(root: Path | str, contents: Mapping[str, bytes]) -> Bundle:
         if file.endswith(".rego"):
             modules.append(Module(file, _text(file, content)))
         elif not is_schema(file):
-            _merge(file, data, _nested(file, _table(file, content)))
+            _merge(file, data, _shallow(file, _nested(file, _table(file, content))))
     for module in modules:
         _refuse_forbidden(module)
     serving = tuple(module for module in modules if not module.is_test)
@@ -95,12 +95,19 @@ def files_of(root: Path | str) -> dict[str, bytes]:
     if not folder.is_dir():
         raise BundleError(str(folder), 0, "no such folder")
     paths: list[Path] = []
-    for parent, folders, files in os.walk(folder):
+    seen = {folder.resolve()}
+    # Links to folders are followed: a mounted volume has one for each folder of its own.
+    for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = Path(parent).relative_to(folder)
+        for name in folders:
+            real = Path(parent, name).resolve()
+            if real in seen:
+                raise BundleError((inside / name).as_posix(), 0, "a link to a folder that the bundle has already")
+            seen.add(real)
         paths += [Path(parent, name) for name in files if _belongs((inside / name).as_posix(), name)]
-        if len(paths) > FILES_MAX:
-            raise BundleError(str(folder), 0, f"more than {FILES_MAX} files")
+        if len(paths) > FILES_MAX or len(seen) > FILES_MAX:
+            raise BundleError(str(folder), 0, f"more than {FILES_MAX} files or folders")
     contents: dict[str, bytes] = {}
     left = BUNDLE_BYTES_MAX
     for path in sorted(paths):
@@ -150,7 +157,7 @@ def _yaml(file: str, text: str) -> object:
         return orjson.loads(orjson.dumps(yaml.safe_load(text)))
     except yaml.MarkedYAMLError as error:
         raise BundleError(file, _line(error.problem_mark), error.problem or "not YAML") from error
-    except (yaml.YAMLError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise BundleError(file, 0, f"not a table of JSON values: {error}") from error
 
 
@@ -162,6 +169,15 @@ def _nested(file: str, table: dict[str, Any]) -> dict[str, Any]:
     """A table under the path of its folder, as OPA roots it."""
     for name in reversed(file.split("/")[:-1]):
         table = {name: table}
+    return table
+
+
+def _shallow(file: str, table: dict[str, Any]) -> dict[str, Any]:
+    """The table, unless it is nested deeper than it could be handed to an engine."""
+    try:
+        orjson.dumps(table)
+    except TypeError as error:
+        raise BundleError(file, 0, f"nested too deep: {error}") from error
     return table
 
 

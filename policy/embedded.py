@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar, cast
+from typing import NamedTuple, Self, TypeVar, cast
 
 from policy.bundle import files_of
 from policy.child import Child
@@ -17,6 +17,7 @@ TIMEOUT_MS = 250
 WAITING_MAX = 10_000
 WAIT_S_MAX = 5.0
 REFUSED_MAX = 1_000
+REFUSED_S = 60.0
 INPUT_BYTES_MAX = FRAME_BYTES_MAX // 2
 RESTART_S = 0.1
 RESTART_S_MAX = 30.0
@@ -37,11 +38,17 @@ class _Question:
     was_lost: bool = False
 
 
+class _Refused(NamedTuple):
+    why: str
+    until_s: float
+
+
 class EmbeddedEngine:
     """Evaluates the entry points of one bundle in a child process, in the order asked; for one event loop.
 
-    An evaluation that takes longer than `timeout_ms`, or that ends the process twice, fails and is refused from then
-    on; a new process goes on with those that waited behind it.
+    An evaluation that takes longer than `timeout_ms`, or that ends the process twice, fails and is refused for a
+    minute; a new process goes on with those that waited behind it. It may have been the machine that was slow, so it is
+    tried again then. `on_loss` is told why a process is replaced.
     """
 
     def __init__(self, files: Mapping[str, bytes], root: Path | str, child: Child, timeout_ms: int) -> None:
@@ -51,13 +58,14 @@ class EmbeddedEngine:
         self.timeout_ms = timeout_ms
         self._timeout_s = timeout_ms / 1000
         self._waiting: deque[_Question] = deque()
-        self._refused: dict[tuple[str, bytes], str] = {}
+        self._refused: dict[tuple[str, bytes], _Refused] = {}
         self._link: _Link | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._first_since_s = 0.0
         self._given_up_s = 0.0
         self._restarting: asyncio.Task[None] | None = None
         self._is_closed = False
+        self.on_loss: Callable[[str], None] | None = None
         self.restarts = 0
 
     @classmethod
@@ -85,15 +93,15 @@ class EmbeddedEngine:
 
     async def evaluate(self, entry: str, input_json: bytes) -> Answer:
         """What an entry point is worth for one input; raises EvaluationError or one of its kinds."""
+        loop = asyncio.get_running_loop()
         refused = self._refused.get((entry, input_json))
-        if refused is not None:
-            raise EvaluationError(refused)
+        if refused is not None and loop.time() < refused.until_s:
+            raise EvaluationError(refused.why)
         if len(input_json) > INPUT_BYTES_MAX:
             # What cannot be sent must not wait: it would be given the answer to what is asked next.
             raise EvaluationError(f"an input of {len(input_json)} bytes is larger than {INPUT_BYTES_MAX}")
         if self._is_closed or len(self._waiting) >= WAITING_MAX:
             raise EngineAway("the engine is closed" if self._is_closed else f"{WAITING_MAX} evaluations wait")
-        loop = asyncio.get_running_loop()
         asked = _Question(entry, input_json, loop.create_future(), loop.time() + WAIT_S_MAX)
         self._waiting.append(asked)
         if self._link is not None:
@@ -183,6 +191,8 @@ class EmbeddedEngine:
     async def _restart(self, why: str | None) -> None:
         """Go on with a new process on the same files, however long it takes, without the question that is to blame."""
         ended = await _at_last(self._child.ended)
+        if self.on_loss is not None:
+            self.on_loss(why or f"the engine {ended}")
         if self._waiting:
             first = self._waiting[0]
             if why is not None or first.was_lost:
@@ -194,9 +204,11 @@ class EmbeddedEngine:
         await self._connect()
 
     def _refuse(self, question: _Question, why: str) -> None:
+        self._refused.pop((question.entry, question.input_json), None)
         while len(self._refused) >= REFUSED_MAX:
             del self._refused[next(iter(self._refused))]
-        self._refused[question.entry, question.input_json] = why
+        until_s = asyncio.get_running_loop().time() + REFUSED_S
+        self._refused[question.entry, question.input_json] = _Refused(why, until_s)
         _fail(question, EvaluationError(why))
 
 

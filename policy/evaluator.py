@@ -29,8 +29,9 @@ _OOM_SCORE = "900"
 
 def main(descriptor: int) -> None:
     """Serve on an open socket until the other side closes it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # a whole group may be told to stop, and the gateway then still drains
+    # A whole group may be told to stop, and the gateway then still drains, or to reload, which is the gateway's to do.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")

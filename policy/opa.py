@@ -23,6 +23,7 @@ STATUS_EVERY = 10
 _QUERY = {"provenance": "true", "strict-builtin-errors": "true"}
 # What something in front of OPA answers in its place, or OPA when it is shutting down.
 _AWAY_STATUSES = frozenset({408, 425, 429, 502, 503, 504})
+_RULE_FAILED = 500
 _SAID_CHARACTERS_MAX = 300
 # uvloop raises RuntimeError where something is written to a connection that the other side has reset.
 _FAULTS = (aiohttp.ClientError, OSError, ValueError, RuntimeError)
@@ -44,6 +45,14 @@ class OpaServer:
     connections_max: int = 16
     waiting_max: int = 10_000
     token: str = ""
+
+
+class _Said(NamedTuple):
+    """One answer, and the how manieth question it is to."""
+
+    number: int
+    status: int
+    body: bytes
 
 
 class OpaState(NamedTuple):
@@ -103,7 +112,7 @@ class OpaEngine:
             if now_s < self._try_at_s:
                 raise EngineAway(f"OPA is not asked for a moment: {self._away_because}")
             self._try_at_s = now_s + self.server.reset_s
-        return await self._evaluated(entry, input_json)
+        return self._answer(await self._said(entry, input_json))
 
     async def run(self, changed: Callable[[OpaState], None] | None = None) -> None:
         """Polls until it is cancelled; `changed` is told each state that differs from the one before."""
@@ -121,14 +130,20 @@ class OpaEngine:
     async def poll(self, *, with_status: bool = True) -> None:
         """Ask once whether it is there, which bundles decide and, where it says so, whether a newer one was refused."""
         try:
-            await self._evaluated(ADMISSION, b"{}")
+            said = await self._said(ADMISSION, b"{}")
         except EngineAway:
             self._failures = max(self._failures, self.server.failures_max)
             return
+        try:
+            self._answer(said)
         except EvaluationError as error:
             # It is there, and what it says to an empty input decides nothing; only what names its bundles is missed.
             if not self._newest:
                 self._away_because = str(error)
+            elif self._newest < said.number and said.status != _RULE_FAILED:
+                # Which bundle decides now, if any, is not known: what the last one decided is in force no more.
+                self._failed(str(error))
+                self._failures = max(self._failures, self.server.failures_max)
         if with_status:
             self._bundle_problem = await self._problem()
 
@@ -142,7 +157,7 @@ class OpaEngine:
     def _is_away(self) -> bool:
         return not self._newest or self._failures >= self.server.failures_max
 
-    async def _evaluated(self, entry: str, input_json: bytes) -> Answer:
+    async def _said(self, entry: str, input_json: bytes) -> "_Said":
         self._asked += 1
         number = self._asked
         try:
@@ -150,12 +165,17 @@ class OpaEngine:
         except EngineAway as away:
             self._failed(str(away))
             raise
-        self._failures = 0
-        said = _table(status, body)
+        return _Said(number, status, body)
+
+    def _answer(self, raw: "_Said") -> Answer:
+        if raw.status == _RULE_FAILED:
+            self._failures = 0
+        said = _table(raw.status, raw.body)
         revision = _revision(said)
-        if number > self._newest:
+        self._failures = 0
+        if raw.number > self._newest:
             # An answer that was asked for earlier may come later, and must not bring an older revision back.
-            self._newest, self._revision = number, revision
+            self._newest, self._revision = raw.number, revision
         if "result" not in said:
             raise Undefined("the entry point is undefined for this input")
         return Answer(said["result"], revision, _text(said.get("decision_id")))

@@ -63,7 +63,7 @@ def _imports(found: Sequence[Statement]) -> Iterator[tuple[str, Path]]:
 
 
 def _paths(statement: Statement, named: Mapping[str, Path]) -> Iterator[Path]:
-    """The paths below `data` that a statement names, its module's imports followed; an import by itself reads nothing."""
+    """The paths below `data` that a statement names, imports followed; an import by itself reads nothing."""
     if statement[0].text == "import":
         return
     for reference in references(statement):

@@ -55,7 +55,7 @@ def release_check(
     if env not in ("", is_in):
         complain(f"this gateway is in {is_in}: its headroom and risk say nothing of {env}, ask the gateway there")
         raise typer.Exit(2)
-    _print(verdict, as_json=as_json)
+    _print(verdict, at, as_json=as_json)
     if not as_json:
         rows = [{"part": name, **part} for name, part in verdict["headroom"]["parts"].items()]
         print_rows("Headroom, of 1,000", rows, ("part", "permille", "known", "why"), as_json=False)
@@ -95,7 +95,7 @@ def launch_check(
             complain(f"the policy could not be evaluated, which is no go-ahead: {error}")
             raise typer.Exit(_AWAY) from error
         verdict = decided.view()
-    _print(verdict, as_json=as_json)
+    _print(verdict, at, as_json=as_json)
     if admin is None:
         complain(f"decided here by {config}, and not recorded")
     _end(verdict)
@@ -113,7 +113,7 @@ def _asked(admin: Admin, gate: gates.Gate, asked: dict[str, Any]) -> dict[str, A
     return verdict
 
 
-def _print(verdict: dict[str, Any], *, as_json: bool) -> None:
+def _print(verdict: dict[str, Any], at: str | None, *, as_json: bool) -> None:
     if as_json:
         print_json(verdict)
         return
@@ -122,6 +122,8 @@ def _print(verdict: dict[str, Any], *, as_json: bool) -> None:
     console().print(printable(line), markup=False, soft_wrap=True)
     for reason in verdict["reasons"]:
         console().print(printable(f"  {reason['code']}: {reason['message']}"), markup=False, soft_wrap=True)
+    if at is not None:
+        complain(f"by the calendar of {at}: this says nothing of now, and is recorded as asked, not as checked")
 
 
 def _end(verdict: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from gateway.cli.output import complain, console, print_json, print_rows
 from gateway.cli.policy_bundle import BundleOption, folder_of
 from gateway.config_file import load
 from policy.opa_build import KEY_ID, SCOPE, Key, build
-from policy.opa_management import BundleStatus, OpaManager
+from policy.opa_management import BundleStatus, OpaManager, Refused
 from policy.testing import find_opa
 
 TOKEN_ENV = "BURSAR_OPA_TOKEN"
@@ -88,7 +88,10 @@ def _active(bundles: list[BundleStatus]) -> set[str]:
 def _manager(opa: str, config: Path) -> OpaManager:
     """The OPA that is named, or else the one of the configuration; its token comes from the environment."""
     if opa:
-        return OpaManager(opa, os.environ.get(TOKEN_ENV, ""))
+        try:
+            return OpaManager(opa, os.environ.get(TOKEN_ENV, ""))
+        except Refused as error:
+            raise typer.BadParameter(str(error)) from error
     policy = load(config).config.policy
     if not policy.is_remote:
         complain(f"{config} names no OPA server in policy.url: give one with --opa")

@@ -106,7 +106,8 @@ def _print_decision(decided: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     for reason in orjson.loads(decided["reasons"]):
-        console().print(f"  {reason['code']}: {reason['message']}", markup=False, soft_wrap=True)
+        said = printable(f"{reason['code']}: {reason['message']}")  # in which a client may have named a tool
+        console().print(f"  {said}", markup=False, soft_wrap=True)
     if decided["allow"]:
         console().print(f"  obligations: {decided['obligations']}", markup=False, soft_wrap=True)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from policy.checks.port import CheckFailed, Finding, SchemaRefused
+from policy.checks.port import BY_LINE, CheckFailed, Finding, SchemaRefused
 from policy.frames import FRAME_BYTES_MAX, packed
 
 START_S = 60.0
@@ -196,6 +196,28 @@ class CheckProcess:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # whoever asked has it, or has left
+
+
+class CheckProcesses:
+    """Two processes: one for checks of texts, one for those by schemas, which a client can write to take for ever."""
+
+    def __init__(self, texts: CheckProcess, schemas: CheckProcess) -> None:
+        self._texts = texts
+        self._schemas = schemas
+
+    async def find(self, check: str, given: dict[str, Any]) -> list[Finding]:
+        """What a check finds; raises CheckFailed and SchemaRefused."""
+        return await (self._texts if check in BY_LINE else self._schemas).find(check, given)
+
+    def warm(self, checks: Sequence[str]) -> None:
+        """Have the libraries of these checks imported meanwhile."""
+        self._texts.warm([check for check in checks if check in BY_LINE])
+        self._schemas.warm([check for check in checks if check not in BY_LINE])
+
+    async def close(self) -> None:
+        """End both."""
+        await self._texts.close()
+        await self._schemas.close()
 
 
 def _read(said: dict[str, Any]) -> list[Finding]:

@@ -256,7 +256,8 @@ async def test_a_release_gate_asks_the_policy_in_force_and_what_it_said_is_a_row
     }
     assert (said["allow"], said["asked"], said["headroom"]["headroom"]) == (False, document, {"overall": 7})
     (row,) = of.rows
-    assert (row["action"], row["subject"], row["digest"]) == ("gate_checked", "web@1.2", "sha256:1")
+    # It was asked of a time that the caller named, which is no go-ahead now.
+    assert (row["action"], row["subject"], row["digest"]) == ("gate_asked", "web@1.2", "sha256:1")
     assert row["detail"]["reasons"] == [{"code": "no", "message": "No."}]
 
 
@@ -268,6 +269,7 @@ async def test_a_launch_gate_is_of_the_environment_that_is_named_or_else_of_its_
     assert [document["env"]["name"] for _, document in of.decider.asked] == ["test", "prod"]
     assert of.decider.asked[0][1]["target"] == {"kind": "tool", "id": "shell"}
     assert of.decider.asked[0][1]["at"]["s"] == NOW_US // 1_000_000
+    assert [row["action"] for row in of.rows] == ["gate_checked", "gate_checked"]
 
 
 async def test_a_gate_whose_policy_cannot_be_asked_is_503(of: Plane) -> None:

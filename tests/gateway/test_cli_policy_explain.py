@@ -115,3 +115,13 @@ def test_what_cannot_be_explained_is_said_in_a_line(on_record: tuple[Recording, 
     without = ran(DONE, "policy", "explain", asked.denied, home=of.home)
     assert "no rules can be asked" in without.stderr
     assert "denied by sha256:" in without.stdout
+
+
+def test_a_reason_that_a_client_has_a_part_in_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = {"code": "tool_not_registered", "message": "the tool \x1b]0;owned\x07\x1b[2J is not registered"}
+    names = ("decision_id", "policy_revision", "at", "entry", "obligations")
+    decided = {"is_shadow": 0, "allow": 0, "reasons": json.dumps([reason]), **dict.fromkeys(names, "x")}
+    policy_explain._print_decision(decided)
+    said = capsys.readouterr().out
+    assert "tool_not_registered: the tool \ufffd]0;owned" in said
+    assert "\x1b" not in said

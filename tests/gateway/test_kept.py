@@ -87,3 +87,13 @@ def test_where_nothing_is_ever_withheld_nothing_is_found() -> None:
     refusal = nothing_withheld("a", ADA)
     assert isinstance(refusal, Refusal)
     assert refusal.kind is APPROVAL_NOT_FOUND
+
+
+def test_one_key_crowds_out_only_its_own() -> None:
+    for kept, body in ((KeptAnswers(3, 1000, 60), b"x"), (KeptAnswers(99, 100, 60), b"x" * 25)):
+        kept.put("b0", BOB, HEADERS, b"answer", US)
+        for number in range(9):
+            kept.put(f"a{number}", ADA, HEADERS, body, US)
+        assert kept.get("b0", US) is not None
+        assert kept.get("a0", US) is None
+        assert kept.get("a8", US) is not None

@@ -98,7 +98,7 @@ def test_what_fits_a_revision_that_is_not_listed_fitted_the_one_before(
 def test_what_fits_after_a_change_that_is_not_listed_would_have_fitted_without_it(
     both: tuple[dict[str, Any], dict[str, Any]], asked_before: list[tuple[int, int]], asked: list[tuple[int, int]]
 ) -> None:
-    """Two books take the same for a while; one of them is changed, and from then on what it takes is put before both."""
+    """Two books take the same for a while; then one is changed, and what it takes from then on is put before both."""
     before, after = both
     if paths(before, after):
         return

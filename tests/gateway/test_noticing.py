@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from domain.decision import Reason
+from domain.decision import Decision, Obligations, Reason
 from domain.intent import Intent, Principal
 from gateway.noticing import Noticing
 from gateway.quality import Sampler
@@ -58,6 +58,10 @@ def desk() -> Desk:
     return Desk()
 
 
+def decided(*reasons: Reason, allow: bool = True, verify: tuple[str, ...] = ()) -> Decision:
+    return Decision("d1", allow, reasons, Obligations(verify=verify), revision="", input_digest="")
+
+
 def intent(*tools: str) -> Intent:
     principal = Principal("acme", "search", "web", "", "k1")
     return Intent("r1", principal, "chat", "plain", stream=False, input_bound=1, max_output_tokens=1, tools=tools)
@@ -76,17 +80,21 @@ def test_a_settled_call_tells_of_its_tools_its_runtime_and_its_spend(desk: Desk)
 
 
 def test_calls_are_recorded_by_what_policy_said_or_as_they_were_passed_on(desk: Desk) -> None:
-    reasons = (Reason("tool_not_registered", "No."),)
-    desk.of.ruled(ROW, "wipe", allow=False, reasons=reasons, verify=())
-    desk.of.ruled(ROW, "close", allow=True, reasons=(), verify=("human",))
-    desk.of.ruled(ROW, "read", allow=True, reasons=(), verify=())
-    assert desk.tools() == [("wipe", "called", "deny"), ("close", "called", "verify"), ("read", "called", "allow")]
+    decisions = {
+        "wipe": decided(Reason("tool_not_registered", "No."), allow=False),
+        "close": decided(verify=("human",)),
+        "read": decided(),
+    }
+    desk.of.ruled(ROW, ["read", "close", "wipe", "read", "undecided"], decisions)
+    told = [("wipe", "called", "deny"), ("close", "called", "verify"), *[("read", "called", "allow")] * 2]
+    assert desk.tools() == told
     assert desk.signals() == {("tool_blocked", "wipe")}
-    collector = desk.of.collector(intent("find"), {}, generates=True)
+    offered = {"tools": [{"type": "function", "function": {"name": "find"}}]}
+    collector = desk.of.collector(intent("find"), offered, generates=True)
     assert collector is not None
     call = {"type": "function", "function": {"name": "find", "arguments": "{}"}}
     collector.whole({"choices": [{"index": 0, "message": {"tool_calls": [call]}}]})
     desk.of.answered(ROW, collector, is_ruled=True)
-    assert len(desk.tools()) == 3
+    assert len(desk.tools()) == 4
     desk.of.answered(ROW, collector)
-    assert desk.tools()[3:] == [("find", "called", "allow")]
+    assert desk.tools()[4:] == [("find", "called", "allow")]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.answers import CALLS_CHARACTERS_MAX, Collector
+from gateway.answers import CALLS_CHARACTERS_MAX, Collector, offered_in
 from gateway.quality import BreaksSchema, Sampler, by_process
 from gateway.quality_config import Quality
 from gateway.signals import Signals
@@ -79,11 +79,20 @@ def test_choices_are_kept_apart_and_completions_are_read_too() -> None:
 
 
 def test_tool_calls_are_named_once_for_each_call() -> None:
-    for collector in (Collector(0), Collector(MIB)):
+    tools = [{"function": {"name": "search"}}, {"type": "custom", "custom": {"name": "fetch"}}, 7]
+    offered = offered_in({"tools": tools, "functions": [{"name": "older"}, 7]})
+    assert offered == {"search", "fetch", "older"}
+    for collector in (Collector(0, offered=offered), Collector(MIB, offered=offered)):
         payloads = [chunk("I look. "), calling("search", '{"q":'), calling("", '"x"}'), calling("fetch", "{}", 1)]
         passed_on(collector, [*payloads, ending("tool_calls")])
         assert collector.called() == ["search", "fetch"]
         assert all(answer.calls_tools for answer in collector.answers())
+
+
+def test_a_name_that_was_not_offered_is_text_of_the_model_and_not_told() -> None:
+    collector = Collector(0, offered=offered_in({"tools": "x", "functions": 7}))
+    passed_on(collector, [calling("my number is 123-45-6789"), ending("tool_calls")])
+    assert collector.called() == [""]
 
 
 def test_without_sampling_no_text_is_kept() -> None:
@@ -99,7 +108,7 @@ def test_what_is_kept_is_bounded() -> None:
     [answer] = collector.answers()
     assert answer.is_cut
     assert 1_000 <= len(answer.text) <= 1_100
-    calls = Collector(0)
+    calls = Collector(0, offered=frozenset({"f"}))
     passed_on(calls, [calling("f"), *(calling("", "y" * 1_000) for _ in range(500))])
     assert calls.called() == ["f"]
     assert calls._assembly.size_chars <= CALLS_CHARACTERS_MAX + 1_000

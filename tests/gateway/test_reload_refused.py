@@ -56,7 +56,9 @@ async def reloading(one: OneWorker, monkeypatch: pytest.MonkeyPatch) -> tuple[Wo
     return worker, of, opened
 
 
-async def test_a_disk_that_is_full_says_so_and_the_new_engine_is_ended(one: OneWorker, monkeypatch) -> None:
+async def test_a_disk_that_is_full_says_so_and_the_new_engine_is_ended(
+    one: OneWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker, of, opened = await reloading(one, monkeypatch)
     serving = of.decider.engine
     second: Any = Second(OSError(errno.ENOSPC, "No space left on device"))
@@ -68,11 +70,26 @@ async def test_a_disk_that_is_full_says_so_and_the_new_engine_is_ended(one: OneW
     assert engine._child.process.returncode is not None  # type: ignore[attr-defined]
 
 
-async def test_a_journal_that_is_full_is_raised_and_the_new_engine_is_ended(one: OneWorker, monkeypatch) -> None:
+async def test_a_journal_that_is_full_is_raised_and_the_new_engine_is_ended(
+    one: OneWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker, of, opened = await reloading(one, monkeypatch)
     second: Any = Second(JournalFull("no room"))
     with pytest.raises(JournalFull, match="no room"):
         await worker.reload(of, None, second, None)  # type: ignore[arg-type]
+    [(engine, _)] = opened
+    assert engine._child.process.returncode is not None  # type: ignore[attr-defined]
+
+
+async def test_without_room_to_record_it_nothing_of_a_reload_is_applied(
+    one: OneWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, of, opened = await reloading(one, monkeypatch)
+    serving, records = of.decider.engine, len(one.records("control"))
+    monkeypatch.setattr(of.journal, "room_for", lambda _: False)
+    with pytest.raises(JournalFull, match="no room to record a reload"):
+        await worker.reload(of, None, Second(AssertionError()), None)  # type: ignore[arg-type]
+    assert (of.decider.engine, worker.loaded, len(one.records("control"))) == (serving, one.loaded, records)
     [(engine, _)] = opened
     assert engine._child.process.returncode is not None  # type: ignore[attr-defined]
 

@@ -297,3 +297,16 @@ def test_whoever_sends_signals_is_whoever_can_read_the_home(home: Home) -> None:
     assert not machine.is_same(people.person(people.made(people.root)))
     people.keys.revoke(root)
     assert local_key(home, people.keys) == ""
+
+
+def test_keys_of_a_home_key_that_was_revoked_are_of_one_person_until_new_ones_are_made(home: Home) -> None:
+    """It may have leaked, and whoever had it may have made several."""
+    people = People(home)
+    one, two = people.made(people.root), people.made(people.root)
+    old = people.root
+    people.keys.revoke(old.key_id)
+    people = People(home)
+    alice, bob = people.made(people.root), people.made(people.root)
+    assert people.person(one).is_same(people.person(two))
+    assert not people.person(alice).is_same(people.person(bob))
+    assert not people.person(alice).is_same(people.person(one))

@@ -291,6 +291,13 @@ def test_gates_are_asked_from_the_command_line(own: GatewayProcess) -> None:
     ran(WRONG_USAGE, "launch", "check", "--tool", "shell", "--at", "later", home=own.home)
 
 
+def test_what_a_gate_says_of_another_time_is_recorded_as_no_check(own: GatewayProcess) -> None:
+    """At a time in the past, evidence that has expired since would count."""
+    said = ran(NO, "launch", "check", "--tool", "past", "--at", "2026-01-31T10:00", home=own.home)
+    assert "says nothing of now" in said.stderr
+    assert rows(own, "past") == ["gate_asked"]
+
+
 def test_a_gate_without_a_gateway_goes_by_the_configuration_or_not_at_all(own: GatewayProcess, tmp_path: Path) -> None:
     home = tmp_path / "home"
     here = ran(NO, "launch", "check", "--tool", "nothing", home=home, config=own.config)

@@ -202,6 +202,28 @@ def test_what_the_state_of_things_refuses_is_no_violation_so_risk_can_fall(notin
     assert of.waiting == 0
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        refusal(errors.POLICY_DENIED, "clearance_too_low"),
+        refusal(errors.POLICY_DENIED, allow=True, max_input_tokens=5),
+    ],
+)
+def test_what_a_raised_level_may_be_the_cause_of_does_not_keep_it_up(noting: Noting, given: Refusal) -> None:
+    """A table may ask for a higher clearance at a higher level, and a level may lower a cap."""
+    of = noting.signals()
+    raised = {**ROW, "risk_level": "high"}
+    signal_sources.refused(of, raised, given)
+    signal_sources.tool_denied(of, raised, "shell", "", "called", ["clearance_too_low"])
+    signal_sources.verified(of)(
+        "verification_failed", raised, 1, {"check": "tool_calls", "kinds": ["clearance_too_low"]}
+    )
+    of.flush()
+    assert [row["name"] for row in noting.journal.rows] == ["verification_unmade"]
+    signal_sources.refused(of, ROW, given)
+    assert of.waiting == 1
+
+
 def test_a_runtime_that_fails_is_an_upstream_error_and_a_request_that_it_refuses_is_not(noting: Noting) -> None:
     of = noting.signals()
     row = {**ROW, "runtime": "gpu-1", "served_model": "plain"}
@@ -278,6 +300,10 @@ def test_checks_spend_and_answers_are_noted(
     [
         (["approval_required"], "verification_unmade"),
         (["busy", "library_missing"], "verification_unmade"),
+        (["second_model_failed"], "verification_unmade"),
+        (["second_model_refused"], "verification_unmade"),
+        (["expired"], "verification_unmade"),
+        (["verdict_unclear"], "verification_failed"),
         (["risk_too_high", "frozen"], "verification_unmade"),
         (["risk_too_high", "tool_not_registered"], "verification_failed"),
         (["timeout"], "verification_failed"),

@@ -31,10 +31,12 @@ class Process:
     def __init__(self, **found: Any) -> None:
         self.found = found
         self.asked: list[str] = []
+        self.given: dict[str, list[dict[str, Any]]] = {}
         self.warmed: list[str] = []
 
     async def find(self, check: str, given: dict[str, Any]) -> list[Finding]:
         self.asked.append(check)
+        self.given.setdefault(check, []).append(given)
         found = self.found.get(check, [])
         if isinstance(found, Exception):
             raise found
@@ -69,7 +71,7 @@ def admitted(*verify: str) -> Any:
     return SimpleNamespace(decision=decision, ask=SimpleNamespace(intent=intent), hold=SimpleNamespace(row=ROW))
 
 
-async def allowed(admitted: Any, tool: str) -> ToolVerdict:
+async def allowed(admitted: Any, calls: Any) -> ToolVerdict:
     return ToolVerdict(allow=True)
 
 
@@ -205,16 +207,16 @@ async def test_a_schema_is_tried_once_and_bounded() -> None:
 
 
 async def test_tools_that_policy_denies_or_cannot_decide_on_are_not_passed_on() -> None:
-    async def denied(admitted: Any, tool: str) -> ToolVerdict:
+    async def denied(admitted: Any, calls: Any) -> ToolVerdict:
         return ToolVerdict(allow=False, codes=("no_tools_today",))
 
-    async def silent(admitted: Any, tool: str) -> ToolVerdict:
+    async def silent(admitted: Any, calls: Any) -> ToolVerdict:
         return ToolVerdict(allow=False)
 
-    async def away(admitted: Any, tool: str) -> ToolVerdict:
+    async def away(admitted: Any, calls: Any) -> ToolVerdict:
         raise PolicyUnavailable("it is away")
 
-    async def unwritten(admitted: Any, tool: str) -> ToolVerdict:
+    async def unwritten(admitted: Any, calls: Any) -> ToolVerdict:
         raise JournalFull("full")
 
     for asked, kind in (
@@ -231,7 +233,7 @@ async def test_tools_that_policy_denies_or_cannot_decide_on_are_not_passed_on() 
 
 
 async def test_a_tool_that_wants_a_check_that_there_is_not_is_not_passed_on() -> None:
-    async def dreaming(admitted: Any, tool: str) -> ToolVerdict:
+    async def dreaming(admitted: Any, calls: Any) -> ToolVerdict:
         return ToolVerdict(allow=True, verify=("secrets", "astrology"))
 
     verification = await begun(verifier(Process(), tool_asked=dreaming), "tool_calls")
@@ -242,7 +244,7 @@ async def test_a_tool_that_wants_a_check_that_there_is_not_is_not_passed_on() ->
 
 
 async def test_a_tool_may_want_further_checks_of_the_whole_answer() -> None:
-    async def guarded(admitted: Any, tool: str) -> ToolVerdict:
+    async def guarded(admitted: Any, calls: Any) -> ToolVerdict:
         return ToolVerdict(allow=True, verify=("pii", "secrets"))
 
     process, noted = Process(pii=[Finding("EMAIL_ADDRESS", "x")]), Noted()
@@ -252,6 +254,39 @@ async def test_a_tool_may_want_further_checks_of_the_whole_answer() -> None:
     assert refusal.detail["check"] == "pii"
     assert process.asked == ["tool_calls", "secrets", "pii"]
     assert noted == [(FAILED, "pii", ["EMAIL_ADDRESS"])]
+
+
+async def test_further_checks_see_all_that_waits_and_what_arguments_spell_out() -> None:
+    async def guarded(admitted: Any, calls: Any) -> ToolVerdict:
+        return ToolVerdict(allow=True, verify=("secrets",))
+
+    process = Process()
+    verification = await begun(verifier(process, tool_asked=guarded), "tool_calls")
+    calls = [{"type": "function", "function": {"name": "add", "arguments": '{"a": "\\u0053"}'}}]
+    said = answer("fine", tool_calls=calls, reasoning_content="as I thought")
+    assert await whole(verification, said) is None
+    seen = [text for given in process.given["secrets"] for _, _, text in given["texts"]]
+    assert {"fine", "as I thought", '{"a": "S"}'} <= set(seen)
+
+
+async def test_the_second_model_sees_every_text_that_would_be_released() -> None:
+    seen: list[str] = []
+
+    async def judge(admitted: Any, request: str, answer: str) -> str:
+        seen.append(answer)
+        return ""
+
+    verification = await begun(verifier(Process(), judge=judge), "second_model")
+    assert await whole(verification, answer("fine", reasoning_content="as I thought", refusal="no")) is None
+    assert seen == ["fine\n\nas I thought\n\nno"]
+
+
+@pytest.mark.parametrize("name", ["return_token_ids", "return_tokens_as_token_ids"])
+async def test_an_answer_in_token_ids_is_refused_before_anything_is_sent(name: str) -> None:
+    refusal = await verifier(Process()).begin(admitted("secrets"), {**BODY, name: True})
+    assert isinstance(refusal, Refusal)
+    assert (refusal.kind, refusal.param) == (errors.INVALID_REQUEST, name)
+    assert isinstance(await verifier(Process()).begin(admitted("secrets"), {**BODY, name: False}), Verification)
 
 
 @pytest.mark.parametrize("verdict", ["not_released", "verdict_unclear"])
@@ -289,7 +324,7 @@ async def test_parts_of_a_stream_are_checked_by_what_can_read_parts() -> None:
         assert await verification.texts([port.Text("choice 0 content", 1, "x")]) is None
     assert process.asked == ["secrets", "pii"] * 2
     assert noted == []
-    assert await verification.finish((), [], keep) is None
+    assert await verification.finish((), list, keep) is None
     assert [name for _, name, _ in noted] == ["tool_calls", "secrets", "pii"]
     process.found["pii"] = [Finding("US_SSN", "x")]
     refusal = await verification.texts([port.Text("choice 0 content", 1, "x")])

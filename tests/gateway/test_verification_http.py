@@ -71,6 +71,11 @@ def test_every_field_is_verified(verified: GatewayProcess, field: str) -> None:
     withheld(verified, answer, "secrets", "AWS Access Key")
 
 
+def test_the_second_model_reads_the_reasoning_that_is_released_too(verified: GatewayProcess) -> None:
+    answer = verified.chat(model="judged", script=says("fine", reasoning_content="something forbidden"))
+    withheld(verified, answer, "second_model", "not_released")
+
+
 def test_completions_and_embeddings_are_verified(verified: GatewayProcess) -> None:
     def post(path: str, **body: Any) -> httpx.Response:
         return verified.client.post(path, json=body, headers=verified.headers("free"))
@@ -81,6 +86,15 @@ def test_completions_and_embeddings_are_verified(verified: GatewayProcess) -> No
     )
     answer = post("/v1/embeddings", model="embed", input="x")
     assert (answer.status_code, answer.headers["x-bursar-verified"]) == (200, "secrets,pii")
+
+
+def test_a_runtimes_word_on_the_request_that_quotes_the_model_is_verified(verified: GatewayProcess) -> None:
+    said = json.dumps({"error": {"message": f"tool call cannot be read: input_value={AWS}", "type": "x", "code": 400}})
+    answer = verified.chat(model="secretive", script={"status": 400, "steps": [said]})
+    error = error_of(answer, 403, "verification_failed")
+    assert error["bursar"]["findings"] == [{"kind": "AWS Access Key", "where": "error.message line 1"}]
+    assert AWS not in answer.text
+    assert verified.ended(answer)["status"] == "failed"
 
 
 def test_a_runtimes_word_on_the_request_is_passed_on_and_not_called_verified(verified: GatewayProcess) -> None:

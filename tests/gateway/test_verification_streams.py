@@ -98,6 +98,23 @@ def test_a_finding_across_a_line_break_is_seen_before_either_line_goes(verified:
     assert payloads(answer.text)[-1]["error"]["bursar"]["kinds"] == ["CREDIT_CARD"]
 
 
+def test_tokens_that_run_ahead_of_the_text_are_verified(verified: GatewayProcess) -> None:
+    """As where a runtime holds text back that could begin a stop sequence, or leaves the reasoning out."""
+    tokens = [{"token": piece, "logprob": 0.0} for piece in (AWS[:9], AWS[9:], "\\n")]
+    choice = {"index": 0, "delta": {"content": ""}, "logprobs": {"content": tokens}, "finish_reason": None}
+    script = sse(*events(json.dumps({"choices": [choice]}), chunk("fine", usage(3)), closing(usage(3)), "[DONE]"))
+    error = error_of(ask(verified, "secretive", script, logprobs=True), 403, "verification_failed")
+    assert error["bursar"]["findings"] == [{"kind": "AWS Access Key", "where": "choice 0 logprobs line 1"}]
+
+
+def test_an_empty_stream_that_fails_is_a_403(verified: GatewayProcess) -> None:
+    """The role and the end have no text that a check could wait for."""
+    role = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
+    script = sse(*events(json.dumps(role), closing(usage(1)), "[DONE]"))
+    form = {"type": "json_object"}
+    error_of(ask(verified, "formed", script, response_format=form), 403, "verification_failed")
+
+
 def test_every_choice_of_a_stream_is_verified(verified: GatewayProcess) -> None:
     parts = [
         chunk("one\n", usage(1), 0),

@@ -40,9 +40,34 @@ def test_a_tool_is_called_only_as_it_was_offered_and_policy_allows(
         assert (answer.status_code, answer.text) == (200, script["steps"][0])
 
 
+def test_each_call_leaves_a_row_of_what_policy_said(verified: GatewayProcess) -> None:
+    calls = [{"type": "function", "function": {"name": name, "arguments": "{}"}} for name in ("post", "shell", "post")]
+    answer = verified.chat(model="tooled", tools=TOOLS, script=says(None, tool_calls=calls))
+    withheld(verified, answer, "tool_calls", "no_shell")
+    request_id = answer.headers["x-request-id"]
+
+    def told() -> list[tuple[str, str]]:
+        rows = [row for row in verified.records("tool_call") if row["request_id"] == request_id]
+        return sorted((row["tool"], row["verdict"]) for row in rows if row["phase"] == "called")
+
+    assert told() == [("post", "verify"), ("post", "verify"), ("shell", "deny")]
+
+
+@pytest.mark.parametrize("arguments", [{"age": "7"}, ["7"]])
+def test_arguments_that_come_as_an_object_are_held_to_the_schema_too(verified: GatewayProcess, arguments: Any) -> None:
+    """Nothing at all would conform to this one."""
+    grow = {"name": "grow", "parameters": {"properties": SCHEMA["properties"]}}
+    call = {"type": "function", "function": {"name": "grow", "arguments": arguments}}
+    tools = [{"type": "function", "function": grow}]
+    answer = verified.chat(model="tooled", tools=tools, script=says(None, tool_calls=[call]))
+    assert error_of(answer, 403, "verification_failed")["bursar"]["check"] == "tool_calls"
+
+
 def test_a_tool_may_need_further_checks(verified: GatewayProcess) -> None:
     arguments = json.dumps({"text": AWS})
     answer = verified.chat(model="tooled", tools=TOOLS, script=calling("post", arguments))
+    withheld(verified, answer, "secrets", "AWS Access Key")
+    answer = verified.chat(model="tooled", tools=TOOLS, script=calling("post", f'{{"\\u0041{AWS[1:]}": 1}}'))
     withheld(verified, answer, "secrets", "AWS Access Key")
     assert verified.chat(model="tooled", tools=TOOLS, script=calling("post")).status_code == 200
     answer = verified.chat(model="tooled", tools=TOOLS, script=calling("pay"))

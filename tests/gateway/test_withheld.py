@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.withheld import CHANNELS_MAX, OVERLAP_CHARS, WINDOW_CHARS, Granularity, Withheld, choices_in, texts_of
+from gateway.withheld import (
+    CHANNELS_MAX,
+    OVERLAP_CHARS,
+    WINDOW_CHARS,
+    Granularity,
+    Withheld,
+    choices_in,
+    spelt_out,
+    texts_of,
+)
 from policy.checks.port import Text
 from runtime.port import Garbage
 
@@ -188,7 +197,7 @@ def test_tool_calls_wait_to_the_end_and_text_goes_on() -> None:
     withheld.feed(events)
     assert withheld.due() == []
     assert withheld.passed() == b""
-    assert withheld.rest() == []
+    assert [text.text for text in withheld.rest()] == ["add", '{"a": 1}']
     ((called,),) = [choice.tool_calls for choice in withheld.choices]
     assert (called.name, called.arguments) == ("add", '{"a": 1}')
     assert withheld.all_passed() == events
@@ -200,9 +209,11 @@ def test_what_arguments_spell_out_is_checked_too() -> None:
     withheld.feed(call(arguments, "add"))
     found = {text.where: text.text for text in withheld.rest()}
     assert found["choice 0 tool_calls.0.function.arguments"] == arguments
-    assert found["choice 0 tool_calls.0.function.arguments decoded"] == "password: SECRET\nSE\nCRET"
+    spelt = '{"password": "SECRET", "list": ["SE\nCRET"]}'
+    assert found["choice 0 tool_calls.0.function.arguments decoded"] == spelt
     body = {"choices": [{"message": {"tool_calls": [{"function": {"name": "add", "arguments": arguments}}]}}]}
-    assert texts_of(body)[-1].text == "password: SECRET\nSE\nCRET"
+    assert texts_of(body)[-1].text == spelt
+    assert spelt_out("x", '{"plain": "SECRET"}') == []
 
 
 def test_what_arguments_cannot_spell_out_is_checked_as_far_as_it_goes() -> None:
@@ -212,9 +223,20 @@ def test_what_arguments_cannot_spell_out_is_checked_as_far_as_it_goes() -> None:
     assert {text.where: text.text for text in withheld.rest()} == {
         "choice 0 tool_calls.0.function.name": "addadd",
         "choice 0 tool_calls.0.function.arguments": '{"a": "\\ud800SECRET"}not json',
+        "choice 0 tool_calls.0.function.arguments decoded": '{"a": "\ufffdSECRET"}not json',
     }
     body = {"choices": [{"message": {"tool_calls": [{"function": {"arguments": '["\\ud800SECRET"]'}}]}}]}
-    assert texts_of(body)[-1].text == "?SECRET"
+    assert texts_of(body)[-1].text == '["\ufffdSECRET"]'
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"\\u0053ECRET": 1}', '{"a": "\\u0053ECRET', '{"a": "\\u0053ECRET", "a": ""}', '"\\u0053ECRET" ' * 9]
+)
+def test_no_form_of_arguments_hides_what_they_spell_out(arguments: str) -> None:
+    """The secret is a name, in JSON that is cut, under a name that comes twice, or beside other values."""
+    (spelt,) = spelt_out("here", arguments)
+    assert "SECRET" in spelt.text
+    assert spelt_out("here", '"\\ud83d\\ude00 \\\\u0053 \\n"') == [Text("here decoded", 1, '"\U0001f600 \\u0053 \n"')]
 
 
 def test_an_error_event_is_text_too() -> None:
@@ -230,6 +252,68 @@ def test_an_error_event_is_text_too() -> None:
 def test_what_cannot_be_read_is_not_released(odd: bytes) -> None:
     with pytest.raises(Garbage):
         Withheld(BY_LINE, MANY).feed(odd)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"delta": {"tool_calls": {"function": {"name": "shell"}}}},
+        {"message": {"tool_calls": ["shell"]}},
+        {"delta": {"function_call": "shell"}},
+        {"tool_calls": [{"function": {"name": "shell"}}], "delta": {}},
+    ],
+)
+def test_tool_calls_that_their_check_would_not_see_are_not_released(odd: dict[str, Any]) -> None:
+    with pytest.raises(Garbage, match="tool calls of the answer cannot be read"):
+        Withheld(CALLS_ONLY, MANY).feed(b"data: " + json.dumps({"choices": [odd]}).encode() + b"\n\n")
+    with pytest.raises(Garbage, match="tool calls of the answer cannot be read"):
+        choices_in({"choices": [odd]})
+
+
+TOKENS = {"content": [{"token": "SEC", "bytes": [83]}, {"token": "RET"}], "refusal": None}
+
+
+@pytest.mark.parametrize("logprobs", [TOKENS, {"tokens": ["SEC", "RET"], "top_logprobs": [{"x": -1.0}, None]}])
+@pytest.mark.parametrize("granularity", [BY_LINE, WHOLE])
+def test_tokens_with_their_probabilities_wait_as_the_text_that_they_tell_ahead_of_it(
+    granularity: Granularity, logprobs: dict[str, Any]
+) -> None:
+    """A runtime that holds text back, or leaves reasoning out of it, still sends the tokens."""
+    choice = {"index": 0, "delta": {"content": ""}, "logprobs": logprobs}
+    out, is_whole = run(granularity, [b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n", DONE])
+    assert (out, is_whole) == (b"", False)
+
+
+@pytest.mark.parametrize("beside", [{"choices": []}, {}, {"choices": [{"index": 0, "delta": {}}]}])
+def test_text_beside_the_choices_is_verified(beside: dict[str, Any]) -> None:
+    chunk = {"id": "c", "model": "m", "usage": None, **beside, "output": [{"text": "SECRET"}]}
+    assert run(BY_LINE, [b"data: " + json.dumps(chunk).encode() + b"\n\n", DONE]) == (b"", False)
+    assert [text.text for text in texts_of(chunk)] == ["SECRET"]
+
+
+def test_what_is_nested_too_deep_to_be_looked_through_is_not_released() -> None:
+    deep = '{"a":' * 1000 + '"SECRET"' + "}" * 1000
+    event = b'data: {"choices":[{"index":0,"delta":{"made_up":%b}}]}\n\n' % deep.encode()
+    with pytest.raises(Garbage, match="nested too deep"):
+        Withheld(BY_LINE, MANY).feed(event)
+
+
+def test_vectors_are_no_text() -> None:
+    vectors = {"object": "list", "data": [{"embedding": "U0VDUkVU"}], "model": "m"}
+    assert texts_of(vectors, generates=False) == []
+    assert [text.text for text in texts_of(vectors)] == ["U0VDUkVU"]
+
+
+def test_nothing_goes_before_the_end_where_all_is_to_be_seen_whole() -> None:
+    """Neither the role, nor the end of an answer without any text: a client of what is withheld is told so by a 403."""
+    role = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
+    for granularity in (WHOLE, Granularity(reads_texts=False, is_whole=True, assembles=True)):
+        withheld = Withheld(granularity, MANY)
+        withheld.feed(role + USAGE + DONE)
+        assert withheld.due() == []
+        assert withheld.passed() == b""
+        assert withheld.held == role + USAGE + DONE
+        assert withheld.all_passed() == role + USAGE + DONE
 
 
 @pytest.mark.parametrize("answer", [{}, {"choices": None}, {"choices": "SECRET"}, {"choices": ["SECRET"]}])

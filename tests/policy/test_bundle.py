@@ -92,3 +92,34 @@ def test_a_bundle_is_bounded_in_bytes_and_files(write_bundle, monkeypatch: pytes
     monkeypatch.setattr(bundle, "FILES_MAX", 2)
     with pytest.raises(BundleError, match="more than 2 files"):
         load(root)
+
+
+def test_a_mounted_volume_serves_as_the_folder_it_is_made_of(write_bundle, tmp_path: Path) -> None:
+    root = write_bundle()
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    root.rename(mounted / "..2026_02_28")
+    (mounted / "..data").symlink_to("..2026_02_28")
+    (mounted / "bursar").symlink_to("..data/bursar")
+    assert load(mounted).revision == load(mounted / "..data").revision
+
+
+def test_a_folder_that_is_linked_into_itself_is_refused(write_bundle) -> None:
+    root = write_bundle()
+    (root / "again").symlink_to(".")
+    with pytest.raises(BundleError, match="a link to a folder that the bundle has already"):
+        load(root)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("data.json", '{"a":' * 400 + "1" + "}" * 400),
+        ("data.yaml", "".join(f"{' ' * depth}a:\n" for depth in range(600))),
+    ],
+)
+def test_a_table_without_end_is_refused_in_a_line(write_bundle, file: str, text: str) -> None:
+    with pytest.raises(BundleError) as raised:
+        load(write_bundle({f"deep/{file}": text}))
+    assert raised.value.file == f"deep/{file}"
+    assert "\n" not in str(raised.value)

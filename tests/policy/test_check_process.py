@@ -11,7 +11,7 @@ import pytest
 
 from policy.checks.pii_entities import DEFAULT, SCORE_MIN
 from policy.checks.port import CheckFailed, SchemaRefused
-from policy.checks.process import CheckProcess
+from policy.checks.process import CheckProcess, CheckProcesses
 
 AWS = "AKIA" + "QYLPMN5HHHFPZAM2"
 # Python's `re` needs some 2^40 steps for it.
@@ -108,6 +108,39 @@ async def test_a_process_that_cannot_be_started_fails_the_check() -> None:
     broken = CheckProcess(1.0, DEFAULT, command=(sys.executable, "-c", "raise SystemExit(1)"))
     assert await failure(broken, "secrets", HARMLESS) == "crash"
     await broken.close()
+
+
+async def test_a_command_that_is_not_there_fails_the_check() -> None:
+    broken = CheckProcess(1.0, DEFAULT, command=("/there/is/nothing/here",))
+    assert await failure(broken, "secrets", HARMLESS) == "crash"
+    await broken.close()
+
+
+async def test_who_still_waits_when_it_is_closed_starts_no_other_process() -> None:
+    process = CheckProcess(5.0, DEFAULT)
+    asking = [asyncio.create_task(process.find("secrets", HARMLESS)) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    await process.close()
+    ended = await asyncio.gather(*asking, return_exceptions=True)
+    assert isinstance(ended[0], asyncio.CancelledError)
+    assert all(isinstance(each, CheckFailed) and each.kind == "busy" for each in ended[1:])
+    assert process.pid is None
+
+
+async def test_schemas_that_take_for_ever_delay_no_check_of_texts() -> None:
+    """One after the other they would have the only process to themselves, and whoever waits for it would fail."""
+    processes = CheckProcesses(CheckProcess(2.0, DEFAULT), CheckProcess(2.0, ()))
+    processes.warm(["secrets", "json_schema"])
+    assert await processes.find("secrets", HARMLESS) == []
+    assert await processes.find("json_schema", {"texts": [["here", "{}"]], "schema": {}}) == []
+    endless = []
+    for _ in range(2):
+        endless.append(asyncio.create_task(processes.find("json_schema", FOREVER)))
+        await asyncio.sleep(1.0)
+    assert await processes.find("secrets", LEAK) != []
+    assert not endless[1].done()
+    await asyncio.gather(*endless, return_exceptions=True)
+    await processes.close()
 
 
 async def test_an_alarm_ends_a_check_whose_gateway_is_gone(

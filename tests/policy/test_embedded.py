@@ -250,3 +250,27 @@ async def test_it_comes_back_once_there_are_threads_and_memory_again(write_bundl
     os.kill(pid_of(engine), signal.SIGKILL)
     assert await allows(engine, ACME) is True
     assert (faults, engine.restarts) == ([], 1)
+
+
+async def test_what_was_refused_is_tried_again_after_a_while(write_bundle, open_engine, monkeypatch) -> None:
+    monkeypatch.setattr(embedded, "REFUSED_S", 0.3)
+    engine = await open_engine(write_bundle(), timeout_ms=200)
+    said: list[str] = []
+    engine.on_loss = said.append
+    os.kill(pid_of(engine), signal.SIGSTOP)
+    with pytest.raises(EvaluationError, match="did not end within 200 ms"):
+        await engine.evaluate(ADMISSION, ACME)
+    with pytest.raises(EvaluationError, match="did not end within 200 ms"):
+        await engine.evaluate(ADMISSION, ACME)
+    await asyncio.sleep(0.4)
+    assert await allows(engine, ACME) is True
+    assert (said, engine.restarts) == (["the evaluation did not end within 200 ms"], 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_to_its_group_does_not_end_it(write_bundle, open_engine, number: int) -> None:
+    engine = await open_engine(write_bundle())
+    os.kill(pid_of(engine), number)
+    assert await allows(engine, ACME) is True
+    assert await allows(engine, EVIL) is False
+    assert engine.restarts == 0

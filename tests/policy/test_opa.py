@@ -280,6 +280,37 @@ async def test_an_opa_without_a_bundle_counts_as_away_until_it_has_one() -> None
         assert engine.state == OpaState(REVISION, is_away=False, problem="")
 
 
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (answers({"code": "unauthorized", "message": "request rejected"}, 401), "OPA answered 401: unauthorized"),
+        (answers(said(provenance=None, result=None)), "OPA names no bundle"),
+    ],
+)
+async def test_one_that_says_no_longer_which_bundle_decides_counts_as_away(reply: Reply, why: str) -> None:
+    async with FakeOpa() as fake, engine_on(fake) as engine:
+        await engine.poll()
+        assert engine.away_since_s is None
+        fake.reply = reply
+        await engine.poll()
+        assert engine.away_since_s is not None
+        assert why in engine.state.problem
+        with pytest.raises(EvaluationError):
+            await engine.evaluate(ADMISSION, b"{}")
+        assert engine.away_since_s is not None
+        fake.reply = answers(said())
+        await engine.poll()
+        assert engine.state == OpaState(REVISION, is_away=False, problem="")
+
+
+async def test_a_rule_that_fails_on_the_polls_empty_input_is_no_reason_to_count_as_away() -> None:
+    async with FakeOpa() as fake, engine_on(fake) as engine:
+        await engine.poll()
+        fake.reply = answers(conflict(), 500)
+        await engine.poll()
+        assert engine.away_since_s is None
+
+
 def with_status(bundles: Any) -> Reply:
     """Decides as usual, and says this of its bundles."""
     decides, tells = answers(said()), answers({"result": {"bundles": bundles}})

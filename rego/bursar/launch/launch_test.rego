@@ -182,6 +182,13 @@ test_each_missing_fact_denies if {
 
 required(facts) := {"*": {"medium": replaced({"evidence": [{"kind": "evaluation"}], "mitigations": []}, facts)}}
 
+test_environment_that_has_an_entry_without_the_tier_does_not_fall_back if {
+	tiers := {"medium": {"evidence": [], "mitigations": []}}
+	codes_for({"requirements": {"*": tiers}}, asked) == []
+	codes := codes_for({"requirements": {"*": tiers, "prod": {"low": {"evidence": [], "mitigations": []}}}}, asked)
+	"requirements_unknown" in codes
+}
+
 wrong_tables := [
 	{"requirements": 5},
 	{"requirements": {"*": 5}},

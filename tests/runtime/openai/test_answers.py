@@ -33,6 +33,28 @@ def test_what_is_older_or_rarer_is_read_too() -> None:
     assert choices_of(whole(content=None, refusal="no"))[0].refusal == "no"
 
 
+def test_arguments_that_come_as_an_object_are_read_as_their_json() -> None:
+    asked = {"function": {"name": "add", "arguments": {"SECRET": 1}}}
+    assert tool_calls_of(whole(tool_calls=[asked])) == (ToolCall(0, "function", "add", '{"SECRET":1}'),)
+    (name, arguments) = leaves(whole(tool_calls=[asked])["choices"][0])
+    assert (name.text, arguments.text) == ("add", '{"SECRET":1}')
+    deep: Any = {}
+    for _ in range(300):
+        deep = {"a": deep}
+    (call,) = tool_calls_of(whole(tool_calls=[{"function": {"name": "add", "arguments": deep}}]))
+    assert call.arguments == "nested too deep to be written"
+
+
+def test_no_part_of_a_choice_hides_a_call_in_another() -> None:
+    """A choice with both a delta and a message, and a call with both a function and a custom tool."""
+    both = {"index": 0, "delta": {"content": "one "}, "message": {"tool_calls": [CALL]}, "text": "two"}
+    assert choices_of({"choices": [both]}) == (
+        Choice(0, "one two", "", "", (ToolCall(0, "function", "add", '{"a": 1}'),)),
+    )
+    twice = whole(tool_calls=[{**CALL, "custom": {"name": "rm", "input": "-rf"}}])
+    assert [call.name for call in tool_calls_of(twice)] == ["addrm"]
+
+
 def test_what_is_no_answer_has_no_choices() -> None:
     for odd in (None, 7, [], {}, {"choices": None}, {"choices": {}}, {"choices": [7, "x", None]}):
         assert choices_of(odd) == ()
@@ -101,6 +123,7 @@ def test_every_text_of_a_choice_is_found_whatever_its_field_is_called() -> None:
         ("made_up", "type"): "f",
         ("tool_calls", 4, "function", "name"): "add",
         ("tool_calls", 4, "function", "arguments"): '{"a": 1}',
+        ("logprobs",): "a",
     }
-    assert [is_call(path) for path in found] == [False] * 6 + [True] * 2
+    assert [is_call(path) for path in found] == [False] * 6 + [True] * 2 + [False]
     assert list(leaves("no choice")) == []
