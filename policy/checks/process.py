@@ -126,6 +126,8 @@ class CheckProcess:
         try:
             if self._is_closed:
                 raise CheckFailed("busy", "the gateway is stopping")
+            if self._running is not None and self._running.process.poll() is not None:
+                await self._end()  # it died while it had nothing to do
             running = self._running
             if running is None:
                 running = self._running = await self._start()

@@ -14,10 +14,18 @@ signals := {
 	"quality_failed",
 }
 
+# An outage of a runtime is nobody's behaviour, and must not shut out who is served by it.
+weighs("upstream_error", 0)
+
+weighs(signal, weight) if {
+	signal != "upstream_error"
+	weight > 0
+}
+
 test_scoring_weighs_every_signal if {
 	object.keys(risk.scoring.weights_milli) == signals
-	every weight in risk.scoring.weights_milli {
-		weight > 0
+	every signal, weight in risk.scoring.weights_milli {
+		weighs(signal, weight)
 	}
 }
 
