@@ -73,7 +73,7 @@ async def test_one_that_dies_idle_is_replaced_and_fails_no_check(process: CheckP
     assert await process.find("secrets", HARMLESS) == []
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert len(await process.find("secrets", LEAK)) == 1
 
 
