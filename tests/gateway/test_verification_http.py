@@ -194,10 +194,12 @@ def test_a_process_of_checks_that_dies_fails_the_check_and_is_replaced(verified:
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(verified.chat, model="formed", response_format=FOREVER, script=says(ENDLESS))
         time.sleep(0.7)
-        for pid in _checks_pids(verified):
+        killed = _checks_pids(verified)
+        for pid in killed:
             os.kill(pid, signal.SIGKILL)
         answer = slow.result()
     withheld(verified, answer, "json_schema", "crash")
+    until(lambda: all(_has_ended(pid) for pid in killed), "the killed processes have ended")
     assert verified.chat(model="secretive", script=says("fine")).status_code == 200
 
 
@@ -208,6 +210,11 @@ def _checks_pids(gateway: GatewayProcess) -> list[int]:
         for path in Path("/proc").glob("[0-9]*/cmdline")
         if b"policy.checks" in _read(path) and f"PPid:\t{gateway.pid}\n" in (path.parent / "status").read_text()
     ]
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits for its parent to hear of its end."""
+    return _read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()[:1] in ([], [b"Z"])
 
 
 def _read(path: Path) -> bytes:
