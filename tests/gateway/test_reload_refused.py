@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
+from domain.ids import uuid7
 from gateway.engines import Deciding
 from gateway.governance import Governance
 from gateway.worker import Worker
 from ledger.journal import JournalFull
 from policy.child import Child
 from policy.port import BundleError
-from tests.gateway.deployment import deploy
+from tests.gateway.deployment import MIB, deploy
 from tests.gateway.one_worker import ENVIRON, OneWorker
 
 
@@ -84,9 +85,11 @@ async def test_a_journal_that_is_full_is_raised_and_the_new_engine_is_ended(
 async def test_without_room_to_record_it_nothing_of_a_reload_is_applied(
     one: OneWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    one.sections["ledger"] = {"segment_bytes": MIB, "journal_bytes_max": 2 * MIB}
     worker, of, opened = await reloading(one, monkeypatch)
+    while of.has_room():
+        of.journal.append("signal", {"event_id": uuid7(), "ts_us": one.now_us, "detail": "x" * 10_000})
     serving, records = of.decider.engine, len(one.records("control"))
-    monkeypatch.setattr(of.journal, "room_for", lambda _: False)
     with pytest.raises(JournalFull, match="no room to record a reload"):
         await worker.reload(of, None, Second(AssertionError()), None)  # type: ignore[arg-type]
     assert (of.decider.engine, worker.loaded, len(one.records("control"))) == (serving, one.loaded, records)
