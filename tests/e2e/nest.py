@@ -30,11 +30,12 @@ class Caller(NamedTuple):
 
 
 # Each of the five budgets becomes full: the slots of `eval`, the tokens of research by its chat besides, the output of
-# search's chat, the requests of the first key of batch, and with the second key, last, the organisation's cost.
+# search's chat, the requests of the first key of batch, and with the second key, last, the organisation's cost. The
+# streams leave in any order: `eval` has so many that its slots are taken long before research is full.
 CALLERS = (
-    Caller("research", "eval", 200),
-    Caller("research", "chat", 125),
-    Caller("research", "chat", 125),
+    Caller("research", "eval", 300),
+    Caller("research", "chat", 75),
+    Caller("research", "chat", 75),
     Caller("search", "chat", 125),
     Caller("search", "chat", 125),
     Caller("search", "batch", 250),
