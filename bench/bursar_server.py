@@ -77,6 +77,10 @@ class BursarServer:
         row = {"offers": {MODEL: "small"}, "run_depth_max": 4, "blocked_tools": {}}
         table["rows"]["acme"]["bench"] = {"*": row}
         path.write_text(json.dumps(table))
+        path = folder / "bursar" / "risk" / "data.json"
+        risk = json.loads(path.read_text())
+        risk["models"][MODEL] = {"tier": "low", "owner": "bench"}
+        path.write_text(json.dumps(risk))
 
 
 def configuration(upstream_url: str) -> dict[str, Any]:
