@@ -25,7 +25,7 @@ from policy.embedded import EmbeddedEngine
 
 ROUNDS: Final = 7
 HITS: Final = 20_000
-MISSES: Final = 300
+MISSES: Final = 3_000
 HOLDS: Final = 5_000
 PLENTY: Final = 10**15
 NOW_US: Final = 1_800_000_000_000_000
