@@ -12,8 +12,7 @@ from policy.bundle import load
 from policy.source import statements
 from policy.testing import run_tests
 from tests.opa_server import binary, regal
-
-from .conftest import SHIPPED
+from tests.policy.conftest import SHIPPED
 
 ROOT = SHIPPED.parent
 PACKAGES = ("admission", "budget", "change", "launch", "release", "risk", "tools")

@@ -15,8 +15,13 @@ from policy.port import ADMISSION, CHANGE, LAUNCH, RELEASE, SCORING, TOOLS, Eval
 from policy.scoring import parse_scoring
 from policy.session import BundleSession
 from tests.opa_server import binary
+from tests.policy.conftest import SHIPPED
 
-from .conftest import SHIPPED
+
+@pytest.fixture(scope="module")
+def shipped() -> BundleSession:
+    return BundleSession(load(SHIPPED))
+
 
 AT = {"weekday": 1, "minute": 600, "s": 1_800_000_000}
 HEADROOM = {"budget": 900, "risk": 900, "error_budget": 900, "overall": 900}
