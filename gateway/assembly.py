@@ -251,6 +251,10 @@ def watch(of: Governance) -> None:
     metrics.watch(names.JOURNAL_BYTES, lambda: of.journal.bytes_total)
     metrics.watch(names.POLICY_CACHE_HITS, lambda: of.decider.hits)
     metrics.watch(names.POLICY_CACHE_MISSES, lambda: of.decider.misses)
+    metrics.watch(names.POLICY_BRIDGED, lambda: of.decider.bridged)
+    metrics.watch(names.POLICY_SHADOW_FAILURES, lambda: of.decider.shadow_failures)
+    metrics.watch(names.TOOL_CALLS_DROPPED, lambda: of.noticing.tools.dropped)
+    metrics.watch(names.QUALITY_SKIPPED, lambda: of.noticing.sampler.skipped)
     metrics.watch_revision(lambda: of.decider.revision)
     metrics.watch_budgets(lambda: remaining(of.book, of.now_us() // US))
 

@@ -144,8 +144,7 @@ class _Call:
         live.deadline_s = deadline_s
         if isinstance(begun, Refusal):
             return begun
-        if begun.names:
-            self.verification = begun
+        self.verification = begun if begun.names else None
         return None
 
     def _send(self, body: dict[str, Any], traceparent: bytes | None) -> Coroutine[Any, Any, Response]:
@@ -227,8 +226,7 @@ class _Call:
                 self.collector.feed(out)
             if texts := withheld.due():
                 live.deadline_s = math.inf
-                refusal = await verification.texts(texts)
-                if refusal is not None:
+                if (refusal := await verification.texts(texts)) is not None:
                     await self._withdraw(refusal, meter)
                     return
             live.deadline_s = time.monotonic() + idle_s
@@ -236,6 +234,9 @@ class _Call:
         withheld.feed(meter.finish())
         if not meter.done:
             raise Lost(f"runtime {self.admitted.runtime.spec.id} ended the stream before it was complete")
+        if meter.error is not None:
+            await self._withdraw(errors.broken_off(self.admitted.runtime.spec.id), meter)
+            return
         live.deadline_s = math.inf
         refusal = await verification.finish(
             withheld.choices, withheld.rest, lambda: Answer(_SSE + self._headers(), withheld.held)
@@ -304,11 +305,10 @@ class _Call:
         """Why a whole answer may not be released; None where it may."""
         self.whole = seen
         self.live.deadline_s = math.inf
-
-        def kept() -> Answer:
-            return Answer([_JSON, (b"content-length", b"%d" % len(data)), *self._headers()], data)
-
-        return await verification.whole(answer, kept, generates=self.endpoint.generates)
+        length = b"content-length", b"%d" % len(data)
+        return await verification.whole(
+            answer, lambda: Answer([_JSON, length, *self._headers()], data), generates=self.endpoint.generates
+        )
 
     async def _pass_error(self, response: Response) -> None:
         """The runtime answered with an error of its own: complete, so nothing is charged unless it reported usage."""

@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 import structlog
 
 from gateway.composition import Unready, bundle_of
+from gateway.config import Policy
 from gateway.config_file import LoadedConfig
+from observability import names
+from observability.metrics import Metrics
 from policy.decider import Decider
-from policy.embedded import WAIT_S_MAX, EmbeddedEngine
+from policy.embedded import WAIT_S_MAX, Counts, EmbeddedEngine
 from policy.opa import OpaEngine, OpaServer, OpaState
 from policy.port import Engine
 
@@ -32,8 +35,15 @@ class Engines:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
+        # Of all that are opened, so that nothing is counted anew when a reload brings others.
+        self._counts = Counts()
         self._following: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
+
+    def watch(self, metrics: Metrics) -> None:
+        """Let the metrics read what happens to the processes of embedded engines."""
+        metrics.watch(names.POLICY_ENGINE_RESTARTS, lambda: self._counts.restarts)
+        metrics.watch(names.POLICY_INPUTS_REFUSED, lambda: self._counts.refused)
 
     async def open(self, loaded: LoadedConfig, serving: Deciding | None = None) -> Deciding:
         """The engines of a configuration; those that serve already go on where nothing about them changed.
@@ -90,11 +100,8 @@ class Engines:
     async def _open(self, loaded: LoadedConfig, serving: Engine | None) -> Engine:
         policy = loaded.config.policy
         if not policy.is_remote:
-            return await _embedded(bundle_of(loaded), policy.timeout_ms, serving)
-        token = self._environ.get(policy.token_env, "") if policy.token_env else ""
-        if policy.token_env and not token:
-            raise Unready(f"the token of the OPA server is taken from {policy.token_env}, which is not set")
-        server = OpaServer(policy.url, policy.timeout_ms, float(policy.poll_s), token=token)
+            return await self._embedded(bundle_of(loaded), policy.timeout_ms, serving)
+        server = server_of(policy, self._environ)
         if isinstance(serving, OpaEngine) and serving.server == server:
             return serving
         engine = OpaEngine(server)
@@ -106,7 +113,16 @@ class Engines:
         if policy.shadow is None:
             return None
         folder = loaded.path.parent / policy.shadow.removeprefix(EMBEDDED)
-        return await _embedded(folder, policy.timeout_ms, serving)
+        return await self._embedded(folder, policy.timeout_ms, serving)
+
+    async def _embedded(self, folder: Path, timeout_ms: int, serving: Engine | None) -> Engine:
+        opened = await EmbeddedEngine.open(folder, timeout_ms, self._counts)
+        known = (opened.revision, timeout_ms)
+        if isinstance(serving, EmbeddedEngine) and (serving.revision, serving.timeout_ms) == known:
+            await opened.close()
+            return serving
+        opened.on_loss = _say_lost
+        return opened
 
     def _follow_again(self, engine: OpaEngine, task: "asyncio.Task[None]") -> None:
         """Go on after a fault of ours: an engine that is not looked after could change its bundle unnoticed."""
@@ -126,13 +142,12 @@ class Engines:
         task.add_done_callback(self._retiring.discard)
 
 
-async def _embedded(folder: Path, timeout_ms: int, serving: Engine | None) -> Engine:
-    opened = await EmbeddedEngine.open(folder, timeout_ms)
-    if isinstance(serving, EmbeddedEngine) and (serving.revision, serving.timeout_ms) == (opened.revision, timeout_ms):
-        await opened.close()
-        return serving
-    opened.on_loss = _say_lost
-    return opened
+def server_of(policy: Policy, environ: Mapping[str, str]) -> OpaServer:
+    """The OPA server that a configuration names; raises Unready where its token is missing."""
+    token = environ.get(policy.token_env, "") if policy.token_env else ""
+    if policy.token_env and not token:
+        raise Unready(f"the token of the OPA server is taken from {policy.token_env}, which is not set")
+    return OpaServer(policy.url, policy.timeout_ms, float(policy.poll_s), token=token)
 
 
 async def _close_after_waits(engine: Engine) -> None:

@@ -162,6 +162,12 @@ def interrupted(why: str) -> Refusal:
     return overloaded(is_draining=True)
 
 
+def broken_off(runtime: str) -> Refusal:
+    """A runtime reported an error within a stream of which something had not been verified yet."""
+    message = f"Runtime {runtime} broke off its answer with an error; what was not verified by then is withheld."
+    return Refusal(UPSTREAM_ERROR, message)
+
+
 def unauthenticated(reason: str) -> Refusal:
     """No valid key: say which way it is not valid."""
     return Refusal(INVALID_API_KEY, f"The API key is {reason}. Send a valid one as `Authorization: Bearer bsk-…`.")

@@ -126,6 +126,7 @@ class Worker:
             loop.add_signal_handler(number, self._drain, servers)
         reload = partial(self.reload, of, controls, second)
         loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(reload(second.signalled())))
+        self.engines.watch(self.metrics)
         self.metrics.watch(names.IN_FLIGHT, lambda: len(self.live.calls))
         self.metrics.watch(names.LEDGER_LAG_ROWS, lambda: self.ledger_lag[0])
         self.metrics.watch(names.LEDGER_LAG_SECONDS, lambda: self.ledger_lag[1])

@@ -26,6 +26,12 @@ WATCHED = {
     names.JOURNAL_BYTES: "Bytes appended to the journal.",
     names.POLICY_CACHE_HITS: "Decisions answered from the cache.",
     names.POLICY_CACHE_MISSES: "Decisions evaluated.",
+    names.POLICY_BRIDGED: "Earlier decisions that served while the policy engine was away.",
+    names.POLICY_SHADOW_FAILURES: "Decisions that the shadow bundle failed to make, or that it had no time for.",
+    names.POLICY_ENGINE_RESTARTS: "Processes that evaluate policies, the shadow's too, started in place of others.",
+    names.POLICY_INPUTS_REFUSED: "Evaluations refused because their input ended a process or took too long.",
+    names.TOOL_CALLS_DROPPED: "Rows of tool calls that were not written, because the journal had no room or failed.",
+    names.QUALITY_SKIPPED: "Sampled answers that were not scored, because too many waited to be checked.",
 }
 
 

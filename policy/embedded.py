@@ -38,6 +38,14 @@ class _Question:
     was_lost: bool = False
 
 
+@dataclass(slots=True)
+class Counts:
+    """What has happened to engines: processes started in place of others, and evaluations refused for their input."""
+
+    restarts: int = 0
+    refused: int = 0
+
+
 class _Refused(NamedTuple):
     why: str
     until_s: float
@@ -48,10 +56,17 @@ class EmbeddedEngine:
 
     An evaluation that takes longer than `timeout_ms`, or that ends the process twice, fails and is refused for a
     minute; a new process goes on with those that waited behind it. It may have been the machine that was slow, so it is
-    tried again then. `on_loss` is told why a process is replaced.
+    tried again then. `on_loss` is told why a process is replaced, and `counts`, which engines may share, how often.
     """
 
-    def __init__(self, files: Mapping[str, bytes], root: Path | str, child: Child, timeout_ms: int) -> None:
+    def __init__(
+        self,
+        files: Mapping[str, bytes],
+        root: Path | str,
+        child: Child,
+        timeout_ms: int,
+        counts: Counts | None = None,
+    ) -> None:
         self._files = files
         self._root = root
         self._child = child
@@ -66,13 +81,13 @@ class EmbeddedEngine:
         self._restarting: asyncio.Task[None] | None = None
         self._is_closed = False
         self.on_loss: Callable[[str], None] | None = None
-        self.restarts = 0
+        self.counts = Counts() if counts is None else counts
 
     @classmethod
-    async def open(cls, root: Path | str, timeout_ms: int = TIMEOUT_MS) -> Self:
+    async def open(cls, root: Path | str, timeout_ms: int = TIMEOUT_MS, counts: Counts | None = None) -> Self:
         """The engine over the bundle in a folder; raises BundleError where that cannot serve."""
         files = await asyncio.to_thread(files_of, root)
-        engine = cls(files, root, await asyncio.to_thread(Child.start, files, root), timeout_ms)
+        engine = cls(files, root, await asyncio.to_thread(Child.start, files, root), timeout_ms, counts)
         await engine._connect()
         return engine
 
@@ -96,6 +111,7 @@ class EmbeddedEngine:
         loop = asyncio.get_running_loop()
         refused = self._refused.get((entry, input_json))
         if refused is not None and loop.time() < refused.until_s:
+            self.counts.refused += 1
             raise EvaluationError(refused.why)
         if len(input_json) > INPUT_BYTES_MAX:
             # What cannot be sent must not wait: it would be given the answer to what is asked next.
@@ -200,10 +216,11 @@ class EmbeddedEngine:
                 self._refuse(first, why or f"the engine {ended} on this input, twice")
             first.was_lost = True
         self._child = await _at_last(partial(Child.start, self._files, self._root))
-        self.restarts += 1
+        self.counts.restarts += 1
         await self._connect()
 
     def _refuse(self, question: _Question, why: str) -> None:
+        self.counts.refused += 1
         self._refused.pop((question.entry, question.input_json), None)
         while len(self._refused) >= REFUSED_MAX:
             del self._refused[next(iter(self._refused))]

@@ -14,7 +14,8 @@ from redis.exceptions import ConnectionError as Broken
 from redis.exceptions import TimeoutError as TimedOut
 
 from tests.fault_proxy import FaultProxy
-from tests.redis_server import HOST, RedisServer
+from tests.local_server import HOST
+from tests.redis_server import RedisServer
 
 TIMEOUT_S = 1.0
 HANG_S = 20.0

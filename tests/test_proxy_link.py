@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fault_proxy import FaultProxy
+from tests.local_server import HOST
 from tests.proxy_link import Link, Shared, ToClient, ToServer
-from tests.redis_server import HOST, RedisServer
+from tests.redis_server import RedisServer
 from tests.resp import Chunks
 
 HANG_S = 20.0

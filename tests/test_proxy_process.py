@@ -13,9 +13,10 @@ import redis
 from redis.exceptions import ConnectionError as Broken
 from redis.exceptions import TimeoutError as TimedOut
 
+from tests.local_server import HOST
 from tests.proxy_faults import BadFault
 from tests.proxy_process import ProxyProcess
-from tests.redis_server import HOST, RedisServer
+from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent
 HANG_S = 20.0

@@ -1,6 +1,7 @@
 """The Redis of the tests is a real one, keeps or forgets as it was told, and leaves nothing behind."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests import redis_server
-from tests.redis_server import Persistence, RedisFailed, RedisMissing, RedisServer
+from tests import local_server, redis_server
+from tests.local_server import ServerFailed, version_of
+from tests.redis_server import Persistence, RedisMissing, RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent
 HANG_S = 30.0
@@ -99,8 +101,8 @@ def test_a_port_that_another_took_meanwhile_is_left_to_it(monkeypatch: pytest.Mo
     """The one who comes second takes the next port instead of answering for the first."""
     with RedisServer() as first, RedisServer() as third:
         ports = iter([first.port, third.port])
-        chosen = redis_server.free_port
-        monkeypatch.setattr(redis_server, "free_port", lambda: next(ports, 0) or chosen())
+        chosen = local_server.free_port
+        monkeypatch.setattr(local_server, "free_port", lambda: next(ports, 0) or chosen())
         with RedisServer() as second:
             assert second.port not in (first.port, third.port)
             assert client(second).info("server")["process_id"] == second.pid
@@ -110,31 +112,31 @@ def test_one_that_does_not_come_up_says_so_with_the_end_of_its_log() -> None:
     with RedisServer() as running:
         second = RedisServer()
         second.port = running.port
-        with pytest.raises(RedisFailed, match="already in use"):
+        with pytest.raises(ServerFailed, match="already in use"):
             second.start()
         second.close()
 
 
 def test_a_refused_command_is_an_error() -> None:
-    with RedisServer() as server, pytest.raises(RedisFailed, match="unknown command"):
+    with RedisServer() as server, pytest.raises(ServerFailed, match="unknown command"):
         server.ask("NONSENSE")
 
 
 def test_nothing_is_left_of_a_closed_server() -> None:
     with RedisServer("always") as server:
-        pid, folder = server.pid, server._folder
+        pid, folder = server.pid, server.folder
         client(server).set("written", "yes")
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert not folder.exists()
-    with pytest.raises(RedisFailed, match="no redis-server runs"):
+    with pytest.raises(ServerFailed, match="no redis-server runs"):
         assert server.pid
 
 
 def test_a_test_that_is_killed_leaves_no_server_and_no_folder() -> None:
     script = (
         "import os, signal; from tests.redis_server import RedisServer; server = RedisServer('always'); server.start();"
-        "print(server.pid, server._folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "print(server.pid, server.folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=HANG_S)
     pid, folder = done.stdout.split()
@@ -154,4 +156,4 @@ def test_a_machine_without_redis_is_told_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setattr(redis_server.sysconfig, "get_path", lambda _: str(tmp_path / "no wheels"))
     with pytest.raises(RedisMissing, match=r"install redis-server 6\.2 or newer"):
         redis_server.binary()
-    assert redis_server._version(tmp_path / "absent") == (0, 0)
+    assert version_of([str(tmp_path / "absent")], re.compile("")) == ()

@@ -1,9 +1,11 @@
 """`bursar doctor`: every dependency and its state."""
 
+import asyncio
 import importlib.metadata
+import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
@@ -18,14 +20,19 @@ from gateway.assembly import replicas
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import print_rows
 from gateway.cli.shared_store import client_of, in_force
-from gateway.composition import bundle_of
-from gateway.config import Book, Runtime
+from gateway.composition import Unready, bundle_of
+from gateway.config import Book, Policy, Runtime
 from gateway.config_file import ConfigError, LoadedConfig, load
+from gateway.engines import server_of
 from gateway.home import Home, run_name
 from gateway.keys import KeyFileError, KeyStore
 from ledger.client import running
 from ledger.shared_store import SYNCED
+from policy.bundle import load as load_bundle
+from policy.checks.named import named
+from policy.checks.port import LIBRARIES, PII, SECRETS
 from policy.child import Child
+from policy.opa import OpaEngine, OpaServer, OpaState
 from policy.port import BundleError
 
 PACKAGES = ("chdb", "clickhouse-connect", "regopy", "aiohttp", "uvicorn", "fastapi", "opentelemetry-sdk", "tokenizers")
@@ -56,10 +63,8 @@ def doctor(home: HomeOption = HOME, config: ConfigOption = CONFIG, as_json: Json
 def _software() -> Iterator[Finding]:
     yield Finding("python", OK if sys.version_info >= (3, 11) else AWAY, sys.version.split()[0])
     for package in PACKAGES:
-        try:
-            yield Finding(package, OK, importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(package, AWAY, f"install it: pip install {package}")
+        version = _version(package)
+        yield Finding(package, OK if version else AWAY, version or f"install it: pip install {package}")
     where = f"in use, from {compiled.BUILD.folder}" if compiled.in_use() else "not in use, see `make compile`"
     yield Finding("compiled modules", OK if compiled.in_use() else OPTIONAL, where)
     opa = shutil.which("opa")
@@ -73,7 +78,7 @@ def _configured(home: Home, config: Path) -> Iterator[Finding]:
         yield Finding("configuration", AWAY, str(error))
         return
     yield Finding("configuration", OK, f"{config}, digest {loaded.digest[:16]}")
-    yield _policy(loaded)
+    yield from _policy(loaded)
     try:
         keys = KeyStore(home.keys).list()
         yield Finding("keys", OK if keys else OPTIONAL, f"{len(keys)} in {home.keys}")
@@ -87,12 +92,68 @@ def _configured(home: Home, config: Path) -> Iterator[Finding]:
         yield _runtime(runtime, home)
 
 
-def _policy(loaded: LoadedConfig) -> Finding:
+def _version(package: str) -> str:
+    """The version that is installed; nothing where none is."""
     try:
-        with Child.of(bundle_of(loaded)) as child:
-            return Finding("policy", OK, f"{bundle_of(loaded)}, revision {child.revision}")
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _policy(loaded: LoadedConfig) -> Iterator[Finding]:
+    """Whether policy can decide, and whether what it may oblige to can be checked here."""
+    policy = loaded.config.policy
+    if policy.is_remote:
+        yield _opa(policy)
+        yield from _libraries(None)
+        return
+    folder = bundle_of(loaded)
+    try:
+        checks = named(load_bundle(folder))
+        with Child.of(folder) as child:
+            yield Finding("policy", OK, f"{folder}, revision {child.revision}")
     except BundleError as error:
+        yield Finding("policy", AWAY, str(error))
+        return
+    yield from _libraries(checks)
+
+
+def _opa(policy: Policy) -> Finding:
+    """Whether an OPA server answers, and which revision decides there, asked as a gateway asks it."""
+    try:
+        state = asyncio.run(_polled(server_of(policy, os.environ)))
+    except Unready as error:
         return Finding("policy", AWAY, str(error))
+    if state.is_away:
+        return Finding("policy", AWAY, f"{policy.url}: {state.problem}")
+    newer = f"; a newer bundle does not serve: {state.problem}" if state.problem else ""
+    return Finding("policy", OK, f"{policy.url}, revision {state.revision}{newer}")
+
+
+async def _polled(server: OpaServer) -> OpaState:
+    engine = OpaEngine(server)
+    try:
+        await engine.poll()
+        return engine.state
+    finally:
+        await engine.close()
+
+
+def _libraries(checks: Container[str] | None) -> Iterator[Finding]:
+    """Whether the libraries of verification are installed; `checks` are those that policy names, None where unknown."""
+    for check in (SECRETS, PII):
+        package = LIBRARIES[check].replace("_", "-")
+        version = _version(package)
+        if version:
+            yield Finding(package, OK, version)
+        elif checks is None:
+            said = f"not installed; what OPA's policy obliges to the check {check} is refused without it"
+            yield Finding(package, OPTIONAL, f"{said}: install the extra `verify`")
+        elif check in checks:
+            said = f"the policy names the check {check}, and what it obliges to it is refused"
+            yield Finding(package, AWAY, f"{said}: install the extra `verify`")
+        else:
+            yield Finding(package, OPTIONAL, f"not installed; the policy does not name the check {check}")
 
 
 def _book(book: Book) -> Finding:

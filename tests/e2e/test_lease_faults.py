@@ -10,7 +10,8 @@ import pytest
 from ledger.holds import Hold, Shortfall
 from ledger.lease_keeper import PAUSE_S_MAX, Fetched
 from tests.ledger.keepers import SUBJECT, Node, budget, node, nodes, sums, until
-from tests.redis_server import HOST, RedisServer
+from tests.local_server import HOST
+from tests.redis_server import RedisServer
 
 LIMIT = 1_000
 TOKENS = 7

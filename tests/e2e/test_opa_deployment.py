@@ -21,6 +21,7 @@ from policy.port import ADMISSION, EvaluationError
 from tests import opa_server
 from tests.bundle_service import BundleService, serving
 from tests.e2e.test_opa_engine import GIVEN, SHIPPED, Keys, until
+from tests.local_server import HOST
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy" / "opa"
@@ -121,7 +122,7 @@ def logged(opa: opa_server.OpaServer) -> list[dict[str, Any]]:
 def test_nothing_can_be_changed_or_read_beside_decisions(
     deployment: Deployment, method: str, path: str, body: str
 ) -> None:
-    connection = http.client.HTTPConnection(opa_server.HOST, deployment.opa.port, timeout=REQUEST_S)
+    connection = http.client.HTTPConnection(HOST, deployment.opa.port, timeout=REQUEST_S)
     try:
         connection.request(method, path, body, {"Authorization": f"Bearer {TOKEN}"})
         response = connection.getresponse()

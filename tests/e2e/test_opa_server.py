@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests import opa_server
-from tests.opa_server import OpaFailed, OpaMissing, OpaServer
+from tests.local_server import ServerFailed
+from tests.opa_server import OpaMissing, OpaServer
 
 ROOT = Path(__file__).resolve().parents[2]
 HANG_S = 30.0
@@ -31,27 +32,27 @@ def test_one_that_does_not_come_up_says_so_with_the_end_of_its_log() -> None:
     with OpaServer() as running:
         second = OpaServer()
         second.port = running.port
-        with pytest.raises(OpaFailed, match="address already in use"):
+        with pytest.raises(ServerFailed, match="address already in use"):
             second.start()
         second.close()
-    with pytest.raises(OpaFailed, match="nonsense"), OpaServer({"bundles": {"b": {"service": "nonsense"}}}):
+    with pytest.raises(ServerFailed, match="nonsense"), OpaServer({"bundles": {"b": {"service": "nonsense"}}}):
         pass
 
 
 def test_nothing_is_left_of_a_closed_server() -> None:
     with OpaServer() as opa:
-        pid, folder = opa.pid, opa._folder
+        pid, folder = opa.pid, opa.folder
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert not folder.exists()
-    with pytest.raises(OpaFailed, match="no opa runs"):
+    with pytest.raises(ServerFailed, match="no opa runs"):
         assert opa.pid
 
 
 def test_a_test_that_is_killed_leaves_no_server_and_no_folder() -> None:
     script = (
         "import os, signal; from tests.opa_server import OpaServer; server = OpaServer(); server.start();"
-        "print(server.pid, server._folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "print(server.pid, server.folder, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=HANG_S)
     pid, folder = done.stdout.split()
@@ -77,7 +78,6 @@ def test_a_machine_without_opa_is_told_what_to_do(monkeypatch: pytest.MonkeyPatc
         opa_server.regal()
     monkeypatch.setattr(opa_server, "BUILT", built)
     assert opa_server.binary() == built / "opa"
-    assert opa_server._version(tmp_path / "absent") == (0, 0, 0)
 
 
 def test_what_is_there_is_not_built_again_and_what_cannot_be_built_is_told_in_a_line(tmp_path: Path) -> None:

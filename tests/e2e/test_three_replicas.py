@@ -17,8 +17,9 @@ from tests.e2e.replicas import Replica, Replicas, write_config
 from tests.e2e.shared_accounts import Fates, account_faults, charged, row_faults, total, unrest
 from tests.e2e.shared_counters import Cell
 from tests.e2e.watch import watched
+from tests.local_server import HOST
 from tests.proxy_process import ProxyProcess
-from tests.redis_server import HOST, Persistence, RedisServer
+from tests.redis_server import Persistence, RedisServer
 
 TIME_SCALE = 0.05
 HOLD_TTL_S = 5

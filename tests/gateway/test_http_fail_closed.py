@@ -23,11 +23,12 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def cramped(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """A gateway with a journal of two small segments that no ledger process ships."""
+    """A gateway with a journal of two small segments that no ledger process ships, and patience with busy clients."""
     os.environ[KEY_ENV] = "runtime-secret"
     folder = tmp_path_factory.mktemp("cramped")
     small = {"segment_bytes": MIB, "journal_bytes_max": 2 * MIB}
-    config = deploy(folder, fake.url, ledger=small, approvals={"loosening": False})
+    limits = {"body_timeout_s": 30}
+    config = deploy(folder, fake.url, ledger=small, limits=limits, approvals={"loosening": False})
     with gateway_process.running(folder / "home", config) as cramped:
         yield cramped
 

@@ -15,8 +15,8 @@ from tests.gateway import gateway_process
 from tests.gateway.deployment import KEY_ENV, deploy
 from tests.gateway.fake_runtime import FakeRuntime
 from tests.gateway.gateway_process import GatewayProcess, until
+from tests.local_server import HOST, free_port
 from tests.policy.scorings import scoring
-from tests.redis_server import HOST, free_port
 
 
 class _Bundle:

@@ -48,6 +48,12 @@ def ended(gateway: GatewayProcess, answer: httpx.Response, status: str, output: 
     assert (row["input_tokens"], row["output_tokens"], row["certainty"]) == (PROMPT_TOKENS, output, certainty)
 
 
+def ended_broken(gateway: GatewayProcess, answer: httpx.Response) -> None:
+    row = gateway.ended(answer)
+    assert (row["status"], row["error_code"]) == ("failed", "upstream_error")
+    assert row["output_tokens"] == len(LINES) + 1  # which may have been in the making
+
+
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("model", ["secretive", "private", "both", "tooled", "guarded", "judged"])
 def test_a_stream_that_passes_is_released_as_it_was(verified: GatewayProcess, model: str, split: bool) -> None:
@@ -179,15 +185,18 @@ def test_a_stream_that_breaks_off_releases_nothing_more(verified: GatewayProcess
     assert verified.ended(answer)["status"] == "failed"
 
 
-def test_an_error_event_is_verified_and_the_call_has_failed(verified: GatewayProcess) -> None:
-    said = {"error": {"message": "out of memory", "type": "x", "code": 500}}
-    answer = ask(verified, "secretive", sse(*events(chunk("one\n", usage(1)), json.dumps(said), "[DONE]")))
-    assert said in payloads(answer.text)
-    row = verified.ended(answer)
-    assert (row["status"], row["error_code"]) == ("failed", "upstream_error")
-    said["error"]["message"] = AWS
-    answer = ask(verified, "secretive", sse(*events(chunk("one\n", usage(1)), json.dumps(said), "[DONE]")))
-    assert AWS not in answer.text
+def test_an_error_event_is_the_runtimes_failure_and_releases_nothing_more(verified: GatewayProcess) -> None:
+    """The text of the error, which may quote the model, is not passed on, and no check takes it for an answer."""
+    said = json.dumps({"error": {"message": f"out of memory at {AWS}", "type": "x", "code": 500}})
+    script = sse(*events(*(chunk(text, usage(at)) for at, text in enumerate(LINES, start=1)), said, "[DONE]"))
+    answer = ask(verified, "secretive", script)
+    assert content(answer.text) == "".join(LINES[:2])
+    error = payloads(answer.text)[-1]["error"]
+    assert (error["code"], "broke off its answer" in error["message"]) == ("upstream_error", True)
+    ended_broken(verified, answer)
+    answer = ask(verified, "formed", script, response_format={"type": "json_object"})
+    assert "broke off its answer" in error_of(answer, 502, "upstream_error")["message"]
+    ended_broken(verified, answer)
 
 
 def test_what_waits_to_be_verified_is_bounded(verified: GatewayProcess) -> None:

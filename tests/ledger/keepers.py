@@ -15,7 +15,8 @@ from ledger.leases import Leases
 from ledger.shared_store import ServerClock, connect
 from ledger.windows import parse_window
 from tests.fault_proxy import FaultProxy
-from tests.redis_server import HOST, RedisServer
+from tests.local_server import HOST
+from tests.redis_server import RedisServer
 
 TIMEOUT_MS = 150
 TRIES = 8

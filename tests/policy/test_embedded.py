@@ -98,7 +98,7 @@ async def test_an_evaluation_without_end_is_ended_and_those_behind_it_are_answer
         await slow
     assert await asyncio.gather(*behind) == [False] * 20
     assert pid_of(engine) != first
-    assert engine.restarts == 1
+    assert engine.counts.restarts == 1
 
 
 async def test_what_ended_the_engine_once_is_refused_at_once(write_bundle, open_engine) -> None:
@@ -107,7 +107,7 @@ async def test_what_ended_the_engine_once_is_refused_at_once(write_bundle, open_
         with pytest.raises(EvaluationError, match="did not end within"):
             await engine.evaluate(ADMISSION, b'{"slow": true}')
     assert await allows(engine, b"{}") is False
-    assert engine.restarts == 1
+    assert engine.counts.restarts == 1
 
 
 async def test_the_event_loop_goes_on_while_an_evaluation_is_slow(write_bundle, open_engine) -> None:
@@ -136,7 +136,7 @@ async def test_what_ends_the_engine_twice_is_refused_and_the_others_are_answered
     for killed in range(2):
         await asyncio.sleep(0.1)
         os.kill(pid_of(engine), signal.SIGKILL)
-        while engine.restarts == killed:  # noqa: ASYNC110 it counts and tells nobody
+        while engine.counts.restarts == killed:  # noqa: ASYNC110 it counts and tells nobody
             await asyncio.sleep(0.01)
     with pytest.raises(EvaluationError, match="ended with -9 on this input, twice"):
         await slow
@@ -249,7 +249,7 @@ async def test_it_comes_back_once_there_are_threads_and_memory_again(write_bundl
     monkeypatch.setattr(Child, "start", short_of_everything)
     os.kill(pid_of(engine), signal.SIGKILL)
     assert await allows(engine, ACME) is True
-    assert (faults, engine.restarts) == ([], 1)
+    assert (faults, engine.counts.restarts) == ([], 1)
 
 
 async def test_what_was_refused_is_tried_again_after_a_while(write_bundle, open_engine, monkeypatch) -> None:
@@ -264,7 +264,7 @@ async def test_what_was_refused_is_tried_again_after_a_while(write_bundle, open_
         await engine.evaluate(ADMISSION, ACME)
     await asyncio.sleep(0.4)
     assert await allows(engine, ACME) is True
-    assert (said, engine.restarts) == (["the evaluation did not end within 200 ms"], 1)
+    assert (said, engine.counts.restarts) == (["the evaluation did not end within 200 ms"], 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
@@ -273,4 +273,4 @@ async def test_a_signal_to_its_group_does_not_end_it(write_bundle, open_engine, 
     os.kill(pid_of(engine), number)
     assert await allows(engine, ACME) is True
     assert await allows(engine, EVIL) is False
-    assert engine.restarts == 0
+    assert engine.counts.restarts == 0
