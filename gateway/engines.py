@@ -105,7 +105,11 @@ class Engines:
         if isinstance(serving, OpaEngine) and serving.server == server:
             return serving
         engine = OpaEngine(server)
-        await engine.poll()
+        try:
+            await engine.poll()
+        except BaseException:
+            await engine.close()
+            raise
         return engine
 
     async def _open_shadow(self, loaded: LoadedConfig, serving: Engine | None) -> Engine | None:

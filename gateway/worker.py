@@ -19,13 +19,13 @@ from gateway.governance import Governance, system_now_us
 from gateway.home import Home, run_name
 from gateway.keys import KeysError, KeyStore
 from gateway.live import Live
+from gateway.loadings import Loadings
 from gateway.planes import Parts, planes
 from gateway.protocol import HeadBounds
 from gateway.pseudonyms import Pseudonyms
 from gateway.reviews import Asked
 from gateway.second_person import SecondPerson
 from gateway.server import Server, bind, server
-from gateway.signal_sources import Revisions
 from gateway.sweep import sweep_forever
 from gateway.verifying import check_processes_of
 from ledger.client import LedgerUnavailable, QueryFailed, running
@@ -43,7 +43,7 @@ log = structlog.get_logger("gateway")
 US = 1_000_000
 LEDGER_PERIOD_S = 5.0
 KEYS_PERIOD_S = 0.5
-SCORING_PERIOD_S = 1.0
+BUNDLE_PERIOD_S = 1.0
 SCHEMA_CHECK_S = 2.0
 # Read once at start; a reload names those of them that changed instead of pretending.
 FIXED = (
@@ -101,12 +101,12 @@ class Worker:
                 opened, self.loaded, self.clients, self.metrics, deciding.engine, self.schema_checks
             )
             self.engines.serve(of.decider, deciding)
-            self.revisions = Revisions(of.decider.revision)
             if link is not None:
                 self._share(of, assembly.keeper_of(opened, config, link), link)
             await self._weigh(of, deciding.engine)
             self._label(of)
             controls = Controls(of.book, of.journal, self.keys, of.now_us, lambda: self._label(of))
+            self.loadings = Loadings(of, controls)
             ensure_admin(self.home, self.keys, controls)
             controls.record("config_applied", "start", str(self.loaded.path), digest=self.loaded.digest)
             second = SecondPerson(self.home, self.replica, self.keys, controls, self.pseudonyms, of.now_us)
@@ -140,7 +140,7 @@ class Worker:
                 second.approvals.run(),
                 self._follow_ledger(),
                 self._follow_keys(of),
-                self._follow_scoring(of),
+                self._follow_bundle(of),
             )
         ]
         for task in background:
@@ -185,10 +185,11 @@ class Worker:
             log.error("risk goes by the scoring of before", reason=unweighed)
         self.unweighed = unweighed
 
-    async def _follow_scoring(self, of: Governance) -> None:
-        """Take the scoring of a bundle that came without a reload, or that could not be asked when it did."""
+    async def _follow_bundle(self, of: Governance) -> None:
+        """Record a bundle that came without a reload, and take its scoring, or that of one that could not be asked."""
         while True:
-            await asyncio.sleep(SCORING_PERIOD_S)
+            await asyncio.sleep(BUNDLE_PERIOD_S)
+            self.loadings.polled()
             if of.decider.revision != self.weighed:
                 await self._weigh(of, of.decider.engine)
 
@@ -287,8 +288,7 @@ class Worker:
         of.decider.last_known_good_s = loaded.config.policy.last_known_good_s
         revision = of.decider.revision
         if revision != old_revision:
-            controls.record("policy_loaded", asked.by.actor, revision, digest=revision, detail=old_revision)
-            self.revisions.loaded(of.noticing.signals, revision)
+            self.loadings.record(asked.by.actor)
             await self._weigh(of, deciding.engine)
         of.noticing.sampler.config = loaded.config.quality
         self._label(of)

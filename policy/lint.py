@@ -1,7 +1,9 @@
 """Mistakes that the embedded engine would not report but answer wrongly, found in the source before it serves.
 
 rego-cpp compiles a misspelt name to undefined, which `not` turns into true; orders numbers as text in `min`, `max` and
-`sort`; compares strings by their JSON text; and crashes on an `else` after a rule without a body.
+`sort`; compares strings by their JSON text; loses the variables of an `every` in a comprehension or `every` within it;
+takes an `==` that is false and a part of something larger for undefined; and crashes on an `else` after a rule without
+a body, and on functions of one name with different numbers of arguments.
 """
 
 import json
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from policy.bundle import Module
+from policy.groups import Groups, Kind
 from policy.source import Reference, Statement, Token, references, statements
 
 _KEYWORDS = frozenset(
@@ -16,6 +19,13 @@ _KEYWORDS = frozenset(
     | {"package", "set", "some", "true", "with"}
 )
 _WRONG_HERE = {name: f"{name} orders numbers as text on the embedded engine" for name in ("max", "min", "sort")}
+_UNSEEN = (
+    "{} is not seen by a comprehension or every within its own every on the embedded engine; "
+    "put that into a function that takes it"
+)
+_VALUED_EQUALITY = (
+    "== within a larger expression fails on the embedded engine where it is false; name what it is worth by := first"
+)
 
 IsBuiltin = Callable[[str], bool]
 
@@ -42,13 +52,26 @@ class _Parsed(NamedTuple):
     statements: tuple[Statement, ...]
 
 
+class _Function(NamedTuple):
+    """Where a function of a name was first seen, and how many arguments it has there."""
+
+    file: str
+    line: int
+    arguments: int
+
+
 def problems(modules: Sequence[Module], is_builtin: IsBuiltin) -> list[Problem]:
     """Every mistake in the modules, in their order; raises BundleError where a module has no tokens to judge."""
     parsed = [_parse(module) for module in modules]
     rules: dict[str, set[str]] = {}
     for each in parsed:
         rules.setdefault(each.package, set()).update(token.text for token in _rule_heads(each.statements))
-    return [problem for each in parsed for problem in _module_problems(each, rules[each.package], is_builtin)]
+    first: dict[str, _Function] = {}
+    found: list[Problem] = []
+    for each in parsed:
+        found += _module_problems(each, rules[each.package], is_builtin)
+        found += _unequal_functions(each, first)
+    return found
 
 
 def rule_lines(modules: Sequence[Module]) -> dict[str, tuple[str, int]]:
@@ -110,6 +133,9 @@ def _module_problems(parsed: _Parsed, rules: set[str], is_builtin: IsBuiltin) ->
             continue
         yield from _bad_strings(file, statement)
         yield from _bare_else(file, statement)
+        groups = Groups(statement)
+        yield from _unseen(file, groups)
+        yield from _valued_equality(file, groups)
         declared = known | _declared(statement)
         for reference in references(statement):
             message = _reference_problem(reference, declared, is_builtin)
@@ -130,15 +156,19 @@ def _reference_problem(reference: Reference, declared: set[str], is_builtin: IsB
 
 def _declared(statement: Statement) -> set[str]:
     """The names that a statement declares anywhere: parameters, `some`, `every` and `:=`."""
-    names: set[str] = set()
     head = _head(statement)
-    if len(head) > 1 and head[1].text == "(":
-        names |= _names(_bracketed(head, 1))
-    for at, token in enumerate(statement):
+    is_function = len(head) > 1 and head[1].text == "("
+    return _declared_in(statement) | (_names(_bracketed(head, 1)) if is_function else set())
+
+
+def _declared_in(part: Statement) -> set[str]:
+    """The names that a part of a statement declares."""
+    names: set[str] = set()
+    for at, token in enumerate(part):
         if token.kind == "name" and token.text in ("some", "every"):
-            names |= _listed(statement[at + 1 :])
+            names |= _listed(part[at + 1 :])
         elif token.text == ":=" and at:
-            names |= _assigned(statement, at)
+            names |= _assigned(part, at)
     return names
 
 
@@ -203,3 +233,82 @@ def _bare_else(file: str, statement: Statement) -> Iterator[Problem]:
                 yield Problem(file, token.line, "else after a rule without a body crashes the embedded engine")
             has_body = has_body or token.text == "if"
         depth += (token.text in ("(", "[", "{")) - (token.text in (")", "]", "}"))
+
+
+def _unequal_functions(parsed: _Parsed, first: dict[str, _Function]) -> Iterator[Problem]:
+    """Functions that have another number of arguments than the `first` of their name, in whichever package that is."""
+    file = parsed.module.file
+    for statement in parsed.statements:
+        head = _head(statement)
+        if len(head) < 2 or head[0].kind != "name" or head[1].text != "(":
+            continue
+        name, here = head[0].text, _Function(file, head[0].line, _arguments(_bracketed(head, 1)))
+        there = first.setdefault(name, here)
+        if here.arguments != there.arguments:
+            where = f"{there.arguments} in {there.file}:{there.line}"
+            message = f"{name} takes {here.arguments} arguments here and {where}, which ends the embedded engine"
+            yield Problem(file, here.line, f"{message}: rename one of them")
+
+
+def _arguments(bracketed: Statement) -> int:
+    """How many values stand in brackets."""
+    depth, found, is_new = 0, 0, True
+    for token in bracketed[1:-1]:
+        found += is_new
+        is_new = depth == 0 and token.text == ","
+        depth += (token.text in ("(", "[", "{")) - (token.text in (")", "]", "}"))
+    return found
+
+
+def _unseen(file: str, groups: Groups) -> Iterator[Problem]:
+    """What an `every` declares and a comprehension, or an `every`, within it uses."""
+    statement = groups.statement
+    everies = {
+        body.start: (at, body)
+        for at, token in enumerate(statement)
+        if token.kind == "name" and token.text == "every" and (body := groups.body_after(at)) is not None
+    }
+    for begin, body in everies.values():
+        within = range(body.start + 1, body.end)
+        own = tuple(statement[at] for at in within if groups.scope(at) is body)
+        declared = _listed(statement[begin + 1 : body.start]) | _declared_in(own)
+        for at in within:
+            inner = groups.beginning(at)
+            if inner is None or inner.kind is Kind.VALUE or groups.scope(at) is not body:
+                continue
+            inner_begin = everies[at][0] if at in everies else at
+            unseen = declared - _declared_in(statement[inner_begin : inner.end + 1])
+            for reference in references(statement[at : inner.end + 1]):
+                if reference.path[0] in unseen:
+                    yield Problem(file, reference.line, _UNSEEN.format(reference.path[0]))
+                    break
+
+
+def _valued_equality(file: str, groups: Groups) -> Iterator[Problem]:
+    known: dict[int, bool] = {}
+    for at, token in enumerate(groups.statement):
+        if token.kind == "punct" and token.text == "==" and _is_part(groups, at, known):
+            yield Problem(file, token.line, _VALUED_EQUALITY)
+
+
+def _is_part(groups: Groups, at: int, known: dict[int, bool]) -> bool:
+    """Whether a token is within brackets of a literal that names its value by no `:=`; `known` is so of brackets."""
+    passed: list[int] = []
+    around = groups.around(at)
+    while at not in known and around is not None and not groups.holds_literals(around, at):
+        at = around.start
+        passed.append(at)
+        around = groups.around(at)
+    is_part = known[at] if at in known else bool(passed) and _is_unnamed(groups, at)
+    known.update(dict.fromkeys(passed, is_part))
+    return is_part
+
+
+def _is_unnamed(groups: Groups, at: int) -> bool:
+    """Whether what stands at a token is of a literal, and nothing before it there gives that a name."""
+    before = groups.before(at)
+    while before is not None:
+        if groups.statement[before].text in (":=", "=", "every"):
+            return False
+        at, before = before, groups.before(before)
+    return groups.around(at) is not None or (at > 0 and groups.statement[at - 1].text == "if")

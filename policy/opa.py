@@ -14,16 +14,17 @@ from urllib.parse import quote, urlencode
 import aiohttp
 import orjson
 
-from policy.port import ADMISSION, Answer, EngineAway, EvaluationError, Undefined
+from policy.port import Answer, EngineAway, EvaluationError, Undefined
 
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
 REVISION_CHARACTERS_MAX = 128
 STATUS_EVERY = 10
+# No rule has this name: an answer says which bundles decide, and whatever else comes says that nobody knows.
+POLLED = "bursar/none"
 
 _QUERY = {"provenance": "true", "strict-builtin-errors": "true"}
 # What something in front of OPA answers in its place, or OPA when it is shutting down.
 _AWAY_STATUSES = frozenset({408, 425, 429, 502, 503, 504})
-_RULE_FAILED = 500
 _SAID_CHARACTERS_MAX = 300
 # uvloop raises RuntimeError where something is written to a connection that the other side has reset.
 _FAULTS = (aiohttp.ClientError, OSError, ValueError, RuntimeError)
@@ -112,7 +113,10 @@ class OpaEngine:
             if now_s < self._try_at_s:
                 raise EngineAway(f"OPA is not asked for a moment: {self._away_because}")
             self._try_at_s = now_s + self.server.reset_s
-        return self._answer(await self._said(entry, input_json))
+        said, revision = self._heard(await self._said(entry, input_json))
+        if "result" not in said:
+            raise Undefined("the entry point is undefined for this input")
+        return Answer(said["result"], revision, _text(said.get("decision_id")))
 
     async def run(self, changed: Callable[[OpaState], None] | None = None) -> None:
         """Polls until it is cancelled; `changed` is told each state that differs from the one before."""
@@ -129,23 +133,21 @@ class OpaEngine:
 
     async def poll(self, *, with_status: bool = True) -> None:
         """Ask once whether it is there, which bundles decide and, where it says so, whether a newer one was refused."""
+        number = self._asked + 1
         try:
-            said = await self._said(ADMISSION, b"{}")
+            self._heard(await self._said(POLLED, b"{}"))
         except EngineAway:
             self._failures = max(self._failures, self.server.failures_max)
-            return
-        try:
-            self._answer(said)
         except EvaluationError as error:
-            # It is there, and what it says to an empty input decides nothing; only what names its bundles is missed.
             if not self._newest:
                 self._away_because = str(error)
-            elif self._newest < said.number and said.status != _RULE_FAILED:
+            elif self._newest < number:
                 # Which bundle decides now, if any, is not known: what the last one decided is in force no more.
                 self._failed(str(error))
                 self._failures = max(self._failures, self.server.failures_max)
-        if with_status:
-            self._bundle_problem = await self._problem()
+        else:
+            if with_status:
+                self._bundle_problem = await self._problem()
 
     async def close(self) -> None:
         """Close its connections; evaluations under way fail."""
@@ -167,18 +169,15 @@ class OpaEngine:
             raise
         return _Said(number, status, body)
 
-    def _answer(self, raw: "_Said") -> Answer:
-        if raw.status == _RULE_FAILED:
-            self._failures = 0
+    def _heard(self, raw: "_Said") -> tuple[dict[str, Any], str]:
+        """What a good answer says, and the revision behind it; raises EvaluationError where it names none."""
         said = _table(raw.status, raw.body)
         revision = _revision(said)
         self._failures = 0
         if raw.number > self._newest:
             # An answer that was asked for earlier may come later, and must not bring an older revision back.
             self._newest, self._revision = raw.number, revision
-        if "result" not in said:
-            raise Undefined("the entry point is undefined for this input")
-        return Answer(said["result"], revision, _text(said.get("decision_id")))
+        return said, revision
 
     def _failed(self, why: str) -> None:
         now_s = self._now_s()

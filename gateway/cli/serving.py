@@ -15,6 +15,7 @@ import uvloop
 from gateway.assembly import REPLICA
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption
 from gateway.cli.output import console
+from gateway.composition import Unready
 from gateway.config_file import LoadedConfig, load
 from gateway.home import Home
 from gateway.supervisor import Supervisor, parts_of
@@ -45,9 +46,11 @@ def up(
     _log_to_stderr()
     path = config
     if is_demo:
-        # The OpenAI SDK comes with the extra `demo`; nothing else needs it, or should load it for half a second.
-        from gateway import demo  # noqa: PLC0415
-
+        try:
+            # The OpenAI SDK comes with the extra `demo`; nothing else needs it, or should load it for half a second.
+            from gateway import demo  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise Unready(f"the demo needs {error.name}: install Bursar with its extra `demo`") from error
         path = config if config.exists() else demo.CONFIG
     loaded = load(path)
     at_home = Home(home)

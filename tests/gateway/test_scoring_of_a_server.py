@@ -75,3 +75,8 @@ def test_a_scoring_counts_once_its_server_answers_and_when_its_bundle_changes(
             bundle.revision, bundle.dwell_s = "sha256:2", 60
             until(lambda: dwells(own) == [300, 60], "the scoring of its next bundle")
         assert own.admin.get("/admin/risk").json()["level"] == "normal"
+        loaded = [row for row in own.records("control") if row["action"] == "policy_loaded"]
+        assert [(row["actor"], row["subject"], row["detail"]) for row in loaded] == [
+            ("poll", "sha256:1", ""),
+            ("poll", "sha256:2", "sha256:1"),
+        ]
