@@ -24,12 +24,14 @@ import orjson
 from domain.ids import uuid7
 from ledger.journal import JournalError
 
-PENDING_MAX = 1_000
-ENDED_MAX = 1_000
+Kind = Literal["answer", "reload", "grant"]
+
+# So many of a kind may be pending, and so many of it are remembered once they have ended: none crowds out another kind.
+KIND_MAX: Mapping[Kind, int] = {"answer": 1_000, "reload": 100, "grant": 100}
+# One key may have at most this part of its kind pending.
+KEY_PART = 4
 DETAIL_BYTES_MAX = 64 << 10
 EXPIRY_PERIOD_S = 1.0
-
-Kind = Literal["answer", "reload", "grant"]
 
 
 class State(StrEnum):
@@ -73,7 +75,7 @@ class SamePerson(ApprovalError):
 
 
 class TooManyPending(ApprovalError):
-    """As many approvals wait as may wait at once."""
+    """As many approvals of a kind wait as may wait at once, or as many of one key."""
 
 
 class Person(NamedTuple):
@@ -98,11 +100,19 @@ class Person(NamedTuple):
         return not mine.isdisjoint(theirs) or self.user == other.user != ""
 
 
+class Ending:
+    """How an approval ended, once it has: whoever holds the approval learns of it, though it is remembered no more."""
+
+    def __init__(self) -> None:
+        self.approval: Approval | None = None
+        self.came = asyncio.Event()
+
+
 @dataclass(frozen=True, slots=True)
 class Approval:
     """Something that waits, or waited, for a person's word; times are Unix seconds.
 
-    `digest` names exactly what is approved, and `detail` is what the decider reads.
+    `digest` names exactly what is approved, and `detail` is what the decider reads. `now` is how it stands.
     """
 
     id: str
@@ -116,7 +126,12 @@ class Approval:
     state: State = State.PENDING
     decided_by: str = ""
     reason: str = ""
-    ended: asyncio.Event = field(default_factory=asyncio.Event, repr=False, compare=False)
+    ending: Ending = field(default_factory=Ending, repr=False, compare=False)
+
+    @property
+    def now(self) -> "Approval":
+        """The approval as it has ended, or else this one."""
+        return self.ending.approval or self
 
     def view(self) -> dict[str, Any]:
         """The approval as JSON."""
@@ -162,8 +177,7 @@ class Approvals:
     ) -> Approval:
         """A new pending approval; raises TooManyPending, and JournalError where it cannot be recorded."""
         self.expire_due()
-        if len(self._pending) >= PENDING_MAX:
-            raise TooManyPending(f"{PENDING_MAX} approvals are pending already: decide some of them first")
+        self._refuse_too_many(kind, requested_by)
         if len(orjson.dumps(detail)) > DETAIL_BYTES_MAX:
             raise ValueError(f"the detail of an approval may be {DETAIL_BYTES_MAX} bytes of JSON at most")
         now_us = self._now_us()
@@ -203,8 +217,9 @@ class Approvals:
         waited = self.get(approval_id)
         left_s = waited.expires_at - self._now_us() / 1_000_000
         with suppress(TimeoutError):
-            await asyncio.wait_for(waited.ended.wait(), max(0.0, min(timeout_s, left_s)))
-        return self.get(approval_id)
+            await asyncio.wait_for(waited.ending.came.wait(), max(0.0, min(timeout_s, left_s)))
+        self.expire_due()
+        return waited.now
 
     def decide(self, approval_id: str, by: Person, *, approve: bool, reason: str = "") -> Approval:
         """Approve or deny; whoever asked may take it back but not approve it.
@@ -221,10 +236,11 @@ class Approvals:
         return self._move(approval, move, by.actor, reason)
 
     def expire(self, approval_id: str, reason: str) -> None:
-        """End an approval that nobody waits for any more; one that has ended stays as it is."""
+        """End an approval that nobody waits for any more; one that has ended, or cannot be recorded, stays as it is."""
         approval = self._pending.get(approval_id)
         if approval is not None:
-            self._move(approval, Move.EXPIRE, "bursar", reason)
+            with suppress(JournalError):
+                self._move(approval, Move.EXPIRE, "bursar", reason)
 
     def expire_due(self) -> None:
         """End those whose time is over; where the journal takes no row they stay, and can be decided no more."""
@@ -239,6 +255,17 @@ class Approvals:
             await asyncio.sleep(EXPIRY_PERIOD_S)
             self.expire_due()
 
+    def _refuse_too_many(self, kind: Kind, by: Person) -> None:
+        of_kind = [each.requested_by.key_id for each in self._pending.values() if each.kind == kind]
+        most = KIND_MAX[kind]
+        if len(of_kind) >= most:
+            raise TooManyPending(f"{most:,} approvals of a {kind} are pending already: decide some of them first")
+        most //= KEY_PART
+        if of_kind.count(by.key_id) >= most:
+            raise TooManyPending(
+                f"{most:,} approvals of a {kind} that {by.actor} asked for are pending already: decide some of them first"
+            )
+
     def _move(self, approval: Approval, move: Move, actor: str, reason: str) -> Approval:
         state = LEGAL.get((approval.state, move))
         if state is None:
@@ -250,8 +277,13 @@ class Approvals:
         self._controls.record(f"approval_{state}", actor, approval.id, digest=approval.digest, detail=said)
         moved = replace(approval, state=state, decided_by=actor, reason=reason)
         del self._pending[approval.id]
-        self._ended[approval.id] = moved
-        if len(self._ended) > ENDED_MAX:
-            self._ended.popitem(last=False)
-        moved.ended.set()
+        self._remember(moved)
+        moved.ending.approval = moved
+        moved.ending.came.set()
         return moved
+
+    def _remember(self, ended: Approval) -> None:
+        self._ended[ended.id] = ended
+        of_kind = [each.id for each in self._ended.values() if each.kind == ended.kind]
+        if len(of_kind) > KIND_MAX[ended.kind]:
+            del self._ended[of_kind[0]]

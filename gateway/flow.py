@@ -152,16 +152,18 @@ def void(of: Governance, admitted: Admitted) -> None:
         of.waiting.wake()
 
 
-def refuse(of: Governance, ask: Ask, refusal: Refusal) -> None:
+def refuse(of: Governance, ask: Ask, refusal: Refusal, *, is_callers: bool = True) -> None:
     """Record a request of a known caller that was not sent to a runtime.
 
-    In a journal that is full it is counted only: the room left belongs to the settlements of what is open.
+    In a journal that is full it is counted only: the room left belongs to the settlements of what is open. What the
+    gateway asks for itself is not the caller's, and shows nothing of it.
     """
     now_us = of.now_us()
     duration_us = now_us - ask.arrived_us
     if of.has_room():
         of.record_usage(rows.refused(ask.row, refusal, duration_us, now_us))
-    of.noticing.refused(ask.row, refusal)
+    if is_callers:
+        of.noticing.refused(ask.row, refusal)
     row, status = ask.row, "failed" if refusal.kind.status == UPSTREAM_ERROR.status else "refused"
     of.metrics.refused(refusal.kind.code)
     of.metrics.settled(

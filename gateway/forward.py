@@ -8,7 +8,7 @@ import orjson
 from domain.intent import Intent, Principal
 from gateway.admission import Admitted
 from gateway.fields import OWNED
-from gateway.requests import tool_name
+from gateway.requests import TOOL_FIELDS, tools_in
 
 _SALTS_MAX = 10_000
 
@@ -94,9 +94,11 @@ def _cap(body: dict[str, Any], cap: int) -> None:
 
 
 def _drop_tools(body: dict[str, Any], blocked: tuple[str, ...]) -> None:
-    kept = [tool for index, tool in enumerate(body["tools"]) if tool_name(tool, index) not in blocked]
-    if kept:
-        body["tools"] = kept
-    else:
-        del body["tools"]
-        body.pop("tool_choice", None)
+    for field, choice in TOOL_FIELDS.items():
+        known = tools_in(body, field)
+        kept = [body[field][place] for place, tool in enumerate(known) if tool.name not in blocked]
+        if kept:
+            body[field] = kept
+        elif known:
+            del body[field]
+            body.pop(choice, None)

@@ -1,4 +1,7 @@
-"""Kept answers: finished, charged, and withheld until a person says whether they may be released; in memory only."""
+"""Kept answers: finished, charged, and withheld until a person says whether they may be released; in memory only.
+
+Each is kept with its approval, so that what was said of it lasts as long as the answer does.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -6,7 +9,7 @@ from typing import NamedTuple
 
 from domain.intent import Principal
 from gateway import errors
-from gateway.approvals import Approval, Approvals, State, UnknownApproval
+from gateway.approvals import Approval, Approvals, State
 from gateway.errors import Refusal
 from gateway.replies import Headers
 
@@ -16,8 +19,9 @@ _ANSWER_PART = 4
 
 
 class KeptAnswer(NamedTuple):
-    """A whole answer as it would have been sent, with whose it is and when it is forgotten."""
+    """A whole answer as it would have been sent, with its approval, whose it is and when it is forgotten."""
 
+    approval: Approval
     principal: Principal
     headers: Headers
     body: bytes
@@ -48,15 +52,17 @@ class KeptAnswers:
         """Whether an answer is small enough to be kept at all."""
         return size_bytes <= self.bytes_max // _ANSWER_PART
 
-    def put(self, approval_id: str, principal: Principal, headers: Headers, body: bytes, now_us: int) -> None:
-        """Keep an answer that `can_keep` allows."""
+    def put(self, approval: Approval, principal: Principal, headers: Headers, body: bytes, now_us: int) -> list[str]:
+        """Keep an answer that `can_keep` allows; the ids of the approvals whose answers it crowds out."""
         self._forget_old(now_us)
-        self._kept[approval_id] = KeptAnswer(principal, headers, body, now_us + self.ttl_s * US)
+        self._kept[approval.id] = KeptAnswer(approval, principal, headers, body, now_us + self.ttl_s * US)
         self._bytes += len(body)
-        while len(self._kept) > self.entries_max:
-            self.forget(self._oldest_of_most(lambda answer: 1))
-        while self._bytes > self.bytes_max:
-            self.forget(self._oldest_of_most(lambda answer: len(answer.body)))
+        crowded_out: list[str] = []
+        while len(self._kept) > self.entries_max or self._bytes > self.bytes_max:
+            is_full = len(self._kept) > self.entries_max
+            crowded_out.append(self._oldest_of_most((lambda _: 1) if is_full else (lambda answer: len(answer.body))))
+            self.forget(crowded_out[-1])
+        return crowded_out
 
     def get(self, approval_id: str, now_us: int) -> KeptAnswer | None:
         """The answer that waits, or waited, for this approval, unless it has been forgotten."""
@@ -108,10 +114,8 @@ def fetching(kept: KeptAnswers, approvals: Approvals, now_us: Callable[[], int])
         answer = kept.get(approval_id, now_us())
         if answer is None or not answer.is_of(principal):
             return errors.unknown_approval(approval_id)
-        try:
-            approval = approvals.get(approval_id)
-        except UnknownApproval:
-            return errors.unknown_approval(approval_id)
+        approvals.expire_due()
+        approval = answer.approval.now
         if approval.state is State.PENDING:
             return approval
         if approval.state is State.APPROVED:

@@ -11,6 +11,11 @@ from gateway.bounds import Measure
 from gateway.errors import INVALID_REQUEST, Refusal, malformed
 
 TOOLS_MAX = 512
+# What offers tools, and what asks for one of them: the latter two are older, and mean the same.
+TOOL_FIELDS = {"tools": "tool_choice", "functions": "function_call"}
+_FUNCTION = "function"
+# The kinds of tools that whoever asks makes up and names; what any other does, its type says.
+_MADE_UP = (_FUNCTION, "custom")
 NAME_CHARS_MAX = 256
 # What is read must be written again for the runtime, and orjson writes no more levels than this.
 LEVELS_MAX = 254
@@ -31,6 +36,17 @@ CHAT = Endpoint("chat", "/v1/chat/completions", "messages", generates=True)
 COMPLETIONS = Endpoint("completions", "/v1/completions", "prompt", generates=True)
 EMBEDDINGS = Endpoint("embeddings", "/v1/embeddings", "input", generates=False)
 ENDPOINTS = {endpoint.path: endpoint for endpoint in (CHAT, COMPLETIONS, EMBEDDINGS)}
+
+
+class Tool(NamedTuple):
+    """A tool that a request offers: its type, the name that policies know it by, and the schema of what it takes.
+
+    The name is that of the function or of the custom tool; a tool of another type is known by that.
+    """
+
+    kind: str
+    name: str
+    parameters: Any
 
 
 def read_body(data: bytes) -> dict[str, Any] | Refusal:
@@ -84,7 +100,7 @@ def read_intent(
     try:
         choices = fields.choices(body) if endpoint.generates else 1
         cap = _output_cap(endpoint, body)
-        tools = _tools(body)
+        tools = tuple(sorted({tool.name for field in TOOL_FIELDS for tool in tools_in(body, field)}))
         input_bound, prompts = _input(endpoint, body, measure)
     except _FieldError as wrong:
         return Refusal(INVALID_REQUEST, f"{wrong.field} {wrong}.", wrong.field)
@@ -152,20 +168,31 @@ def _check_messages(messages: Any) -> None:
             raise _FieldError(f"messages[{index}].content", "must be a string or a list of parts")
 
 
-def _tools(body: dict[str, Any]) -> tuple[str, ...]:
-    tools = body.get("tools")
+def tools_in(body: dict[str, Any], field: str) -> list[Tool]:
+    """The tools that one of `TOOL_FIELDS` offers, in its order; raises ValueError where one cannot be told."""
+    tools = body.get(field)
     if not tools:
-        return ()
+        return []
     if not isinstance(tools, list) or len(tools) > TOOLS_MAX:
-        raise _FieldError("tools", f"must be a list of at most {TOOLS_MAX} tools")
-    return tuple(sorted({tool_name(tool, index) for index, tool in enumerate(tools)}))
+        raise _FieldError(field, f"must be a list of at most {TOOLS_MAX} tools")
+    is_bare = field == "functions"
+    return [_tool({_FUNCTION: tool} if is_bare else tool, f"{field}[{place}]") for place, tool in enumerate(tools)]
 
 
-def tool_name(tool: Any, index: int) -> str:
-    """The name a tool is known by to policies: its function's name, or its type for tools that have no function."""
-    if isinstance(tool, dict):
-        function = tool.get("function")
-        name = function.get("name") if isinstance(function, dict) else tool.get("type")
-        if isinstance(name, str) and 0 < len(name) <= NAME_CHARS_MAX:
-            return name
-    raise _FieldError(f"tools[{index}]", "must be an object with a function name")
+def _tool(tool: Any, field: str) -> Tool:
+    if not isinstance(tool, dict):
+        raise _FieldError(field, "must be an object")
+    kind = tool.get("type")
+    if kind is None:
+        kind = _FUNCTION
+    body: Any = {"name": kind}
+    if kind in _MADE_UP:
+        body = tool.get(kind)
+    name = body.get("name") if isinstance(body, dict) else None
+    if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARS_MAX:
+        raise _FieldError(field, f"must have a type, and a function a name, of 1 to {NAME_CHARS_MAX} characters")
+    for other in _MADE_UP:
+        # A runtime may go by the body, whatever the type says.
+        if other != kind and tool.get(other) is not None:
+            raise _FieldError(field, f"must have no `{other}`, for that is not its type")
+    return Tool(kind, name, body.get("parameters"))

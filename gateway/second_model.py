@@ -114,7 +114,7 @@ class Judging:
                 if refusal is None:
                     return ""
                 result = await flow.fall_back(of, ask, result, refusal)
-            flow.refuse(of, ask, result)
+            flow.refuse(of, ask, result, is_callers=False)
         finally:
             self.live.calls.discard(call)
         return REFUSED

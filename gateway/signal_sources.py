@@ -17,6 +17,7 @@ from gateway.signals import (
     VERIFICATION_UNMADE,
     Signals,
 )
+from policy.checks.process import NOT_STARTED
 from policy.quality import Assessment
 
 TOOLS_MAX = 8
@@ -33,6 +34,8 @@ UNMADE = frozenset(
     {
         *("approval_required", "approval_unavailable", "busy", "library_missing", "not_configured"),
         *("policy_unavailable", "unknown_check", "second_model_failed", "second_model_refused", "expired"),
+        # More than this gateway checks or keeps.
+        *(NOT_STARTED, "too_large"),
     }
 )
 

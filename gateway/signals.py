@@ -176,7 +176,7 @@ class Signals:
             if not self._has_room():
                 self._say("the room left in the journal belongs to the settlements of what is open")
                 return written
-            row = _row(key, group)
+            row = _row(key, group, self._now_us())
             try:
                 self._journal.append("signal", row)
             except JournalError as error:
@@ -224,17 +224,22 @@ def _level_of(name: str) -> str:
     return producer.level if producer is not None else UNWEIGHED[name]
 
 
-def _row(key: _Key, group: _Group) -> dict[str, Any]:
-    """The record of a group; a column that is empty is left out, as in every row."""
+def _row(key: _Key, group: _Group, now_us: int) -> dict[str, Any]:
+    """The record of a group; a column that is empty is left out, as in every row.
+
+    It is of the time when it is written, as are the records around it, for levels change meanwhile: whoever reads them
+    again in this order must find what happened in it.
+    """
     row: dict[str, Any] = {
-        "ts_us": group.since_us,
-        "event_id": uuid7(group.since_us // 1000),
+        "ts_us": now_us,
+        "event_id": uuid7(now_us // 1000),
         "name": key.name,
         "org": key.org,
         "team": key.team,
         "app": key.app,
         "level": key.level,
         "value": group.times,
+        "detail": {**group.detail, "since_us": group.since_us},
     }
     if key.run_id:
         row["run_id"] = key.run_id
@@ -242,6 +247,4 @@ def _row(key: _Key, group: _Group) -> dict[str, Any]:
         row["request_id"] = group.request_id
     if key.subject:
         row["subject"] = key.subject
-    if group.detail:
-        row["detail"] = dict(group.detail)
     return row

@@ -18,7 +18,7 @@ from gateway.approvals import ApprovalError, Approvals, Person, State
 from gateway.errors import Refusal
 from gateway.kept import KeptAnswers
 from gateway.repeats import Answer
-from gateway.requests import tool_name
+from gateway.requests import TOOL_FIELDS, tools_in
 from gateway.verification_config import Verify
 from gateway.withheld import Granularity, choices_in, spelt_out, texts_of
 from ledger.journal import JournalError
@@ -369,18 +369,8 @@ def _form(body: dict[str, Any]) -> Any:
 
 def _offered(body: dict[str, Any], blocked: tuple[str, ...]) -> dict[str, Any]:
     """The parameter schema of each tool that reaches the runtime, by its kind and name."""
-    offered: dict[str, Any] = {}
-    for index, tool in enumerate(body.get("tools") or ()):
-        if tool_name(tool, index) not in blocked:
-            kind = "custom" if isinstance(tool.get("custom"), dict) else "function"
-            described = tool.get(kind)
-            if isinstance(described, dict):
-                offered[f"{kind} {described.get('name')}"] = described.get("parameters") if kind == "function" else None
-    functions = body.get("functions")
-    for function in functions if isinstance(functions, list) else ():
-        if isinstance(function, dict) and function.get("name") not in blocked:
-            offered[f"function {function.get('name')}"] = function.get("parameters")
-    return offered
+    tools = [tool for field in TOOL_FIELDS for tool in tools_in(body, field)]
+    return {f"{tool.kind} {tool.name}": tool.parameters for tool in tools if tool.name not in blocked}
 
 
 def _request_text(body: dict[str, Any]) -> str:

@@ -22,6 +22,8 @@ from policy.port import (
 )
 
 CACHE_MAX = 10_000
+# Of inputs; a decision takes about four times as much memory as its input has bytes where these are many.
+CACHE_BYTES_MAX = 32 * 1024 * 1024
 SHADOWED_MAX = 100
 
 
@@ -36,13 +38,40 @@ class Recorded(NamedTuple):
 Record = Callable[[Recorded], None]
 
 
+class _Decided:
+    """The decisions of one revision by their inputs: at most so many, of inputs of so many bytes; the oldest leave."""
+
+    def __init__(self, revision: str, count_max: int, bytes_max: int) -> None:
+        self.revision = revision
+        self.by_input: dict[PolicyInput, Decision] = {}
+        self._count_max = count_max
+        self._bytes_max = bytes_max
+        self._bytes = 0
+
+    def keep(self, given: PolicyInput, decision: Decision) -> None:
+        """Keep a decision in place of the one that there may be."""
+        kept = self.by_input
+        size = len(decision.input_json)
+        if given in kept:
+            self._drop(given)
+        while kept and (len(kept) >= self._count_max or self._bytes + size > self._bytes_max):
+            self._drop(next(iter(kept)))
+        kept[given] = decision
+        self._bytes += size
+
+    def _drop(self, given: PolicyInput) -> None:
+        self._bytes -= len(self.by_input.pop(given).input_json)
+
+
 class _Serving:
     """An engine and the decisions made under one revision of it; replaced together, never mixed."""
 
-    def __init__(self, engine: Engine, revision: str) -> None:
+    def __init__(self, engine: Engine, decided: _Decided) -> None:
         self.engine = engine
-        self.revision = revision
-        self.cache: dict[PolicyInput, Decision] = {}
+        self.decided = decided
+        # The same again, because each request looks here.
+        self.revision = decided.revision
+        self.cache = decided.by_input
         # What those wait for who ask what is being asked already: nothing comes where whoever asked it has left.
         self.flights: dict[PolicyInput, asyncio.Future[Decision | EvaluationError | None]] = {}
 
@@ -50,6 +79,7 @@ class _Serving:
 class Decider:
     """Answers each distinct input once per bundle revision; a repeated one costs a dictionary lookup.
 
+    It keeps `cache_max` decisions and as many of before, `cache_bytes_max` bytes of inputs each, and drops the oldest.
     For one event loop. `record` is called once per evaluation, before its decision is cached or returned; what it
     raises reaches the caller and leaves nothing cached. While the engine is away, what it decided before may serve for
     `last_known_good_s` seconds, marked as such; with 0 nothing is decided meanwhile. A `shadow` decides each distinct
@@ -61,16 +91,18 @@ class Decider:
         engine: Engine,
         *,
         cache_max: int = CACHE_MAX,
+        cache_bytes_max: int = CACHE_BYTES_MAX,
         record: Record | None = None,
         last_known_good_s: float = 0,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         if cache_max < 1:
             raise ValueError("cache_max must be at least 1")
-        self._serving = _Serving(engine, engine.revision)
-        self._before: dict[PolicyInput, Decision] = {}
-        self._changed_at_s = 0.0
         self._cache_max = cache_max
+        self._cache_bytes_max = cache_bytes_max
+        self._before = self._nothing("")
+        self._serving = _Serving(engine, self._nothing(engine.revision))
+        self._changed_at_s = 0.0
         self._shadowing: set[asyncio.Task[None]] = set()
         self._now_s = now_s
         self.record = record
@@ -97,8 +129,10 @@ class Decider:
         return len(self._serving.cache)
 
     def decisions(self) -> list[Decision]:
-        """The decisions that are cached."""
-        return list(self._serving.cache.values())
+        """The newest decision that is known for each input of those made under the revision that decides now."""
+        before, serving = self._before, self._serving
+        known = before.by_input | serving.cache if before.revision == serving.revision else serving.cache
+        return list(known.values())
 
     def cached(self, given: PolicyInput) -> Decision | None:
         """The decision that is known to be in force for one input; None where the engine has to be asked."""
@@ -141,26 +175,40 @@ class Decider:
     def swap(self, engine: Engine) -> Engine:
         """Put another engine in place and return the old one, for its owner to close; decisions under way end under it.
 
-        What was decided before is in force no more.
+        What was decided before is in force no more; of the same revision it may still bridge.
         """
-        old = self._serving.engine
-        self._before = {}
-        self._serving = _Serving(engine, engine.revision)
+        old, revision = self._serving.engine, engine.revision
+        is_same = bool(revision) and revision == self._serving.revision
+        self._begin(engine, revision)
+        if not is_same:
+            self._before = self._nothing("")
         return old
 
     def forget(self) -> None:
         """Decide everything anew; what was decided before may still bridge."""
-        self._before = self._serving.cache
-        self._serving = _Serving(self._serving.engine, self._serving.revision)
+        self._begin(self._serving.engine, self._serving.revision)
 
     def _current(self) -> _Serving:
         """What serves now; an engine whose bundle has changed begins with nothing decided."""
         serving = self._serving
         revision = serving.engine.revision
         if revision != serving.revision:
-            self._before, self._changed_at_s = serving.cache, self._now_s()
-            serving = self._serving = _Serving(serving.engine, revision)
-        return serving
+            self._changed_at_s = self._now_s()
+            self._begin(serving.engine, revision)
+        return self._serving
+
+    def _begin(self, engine: Engine, revision: str) -> None:
+        """Let an engine serve with nothing decided; what was decided joins what the same revision decided before."""
+        decided = self._serving.decided
+        if self._before.revision == decided.revision:
+            for given, decision in decided.by_input.items():
+                self._before.keep(given, decision)
+        else:
+            self._before = decided
+        self._serving = _Serving(engine, self._nothing(revision))
+
+    def _nothing(self, revision: str) -> _Decided:
+        return _Decided(revision, self._cache_max, self._cache_bytes_max)
 
     async def _fly(self, serving: _Serving, given: PolicyInput) -> Decision | EvaluationError:
         """Ask the engine, for all who want to know meanwhile."""
@@ -184,10 +232,7 @@ class Decider:
             # The bundle changed while it was asked, or had not been heard of: what serves is made anew of that.
             serving = self._current()
         if decision.revision == serving.revision:
-            cache = serving.cache
-            while len(cache) >= self._cache_max:
-                del cache[next(iter(cache))]
-            cache[given] = decision
+            serving.decided.keep(given, decision)
         if self.shadow is not None:
             self._cast_shadow(self.shadow, decision)
         return decision
@@ -196,7 +241,7 @@ class Decider:
         """What was decided before the engine went away, marked as such, as long as that may serve."""
         serving, now_s = self._serving, self._now_s()
         since_s = serving.engine.away_since_s
-        known = serving.cache.get(given) or self._before.get(given)
+        known = serving.cache.get(given) or self._before.by_input.get(given)
         if known is not None and known.revision != serving.revision:
             # What another bundle has taken back long ago must not come back with an outage.
             since_s = None if since_s is None else min(since_s, self._changed_at_s)

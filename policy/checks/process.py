@@ -23,6 +23,8 @@ WAITING_MAX = 256
 # The alarm in the process is for where nobody is left to end it.
 _ALARM_AFTER_S = 5.0
 _LENGTH_BYTES = 4
+# The process, or what a check needs in it, cannot be had.
+NOT_STARTED = "not_started"
 _IMPORTS_FROM = Path(__file__).resolve().parents[2]
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 # What makes a process import the libraries of a check: the smallest thing that it can be given.
@@ -122,23 +124,30 @@ class CheckProcess:
 
     async def _prepare(self, check: str) -> _Running:
         """A process that has what the check needs."""
+        if self._is_closed:
+            raise CheckFailed("busy", "the gateway is stopping")
         self._is_preparing = True
         try:
-            if self._is_closed:
-                raise CheckFailed("busy", "the gateway is stopping")
-            if self._running is not None and self._running.process.poll() is not None:
-                await self._end()  # it died while it had nothing to do
-            running = self._running
-            if running is None:
-                running = self._running = await self._start()
-            if check not in running.ready:
-                given = _FIRST[check] | ({"entities": self._entities} if check == "pii" else {})
-                said = await self._ask(running, check, given, self.start_s)
-                if "missing" not in said:
-                    running.ready.add(check)
-            return running
+            return await self._prepared(check)
+        except CheckFailed as failed:
+            # It was given nothing of a request yet, so this is the fault of nobody who asks.
+            raise CheckFailed(NOT_STARTED, f"the check cannot be prepared: {failed}") from failed
         finally:
             self._is_preparing = False
+
+    async def _prepared(self, check: str) -> _Running:
+        if self._running is not None and self._running.process.poll() is not None:
+            await self._end()  # it died while it had nothing to do
+        running = self._running
+        if running is None:
+            running = self._running = await self._start()
+        if check not in running.ready:
+            given = _FIRST[check] | ({"entities": self._entities} if check == "pii" else {})
+            said = await self._ask(running, check, given, self.start_s)
+            if "missing" not in said:
+                _read(said)  # raises where it failed
+                running.ready.add(check)
+        return running
 
     async def _ask(self, running: _Running, check: str, given: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         job = orjson.dumps({"check": check, "given": given, "alarm_s": timeout_s + _ALARM_AFTER_S})
@@ -162,10 +171,19 @@ class CheckProcess:
             raise
 
     async def _start(self) -> _Running:
+        try:
+            process, ours = self._launched()
+            reader, writer = await asyncio.open_connection(sock=ours)
+        except OSError as error:
+            raise CheckFailed(NOT_STARTED, f"the process that makes checks cannot be started: {error}") from error
+        return _Running(process, reader, writer, set())
+
+    def _launched(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """The process, and our end of what it is asked over; OSError."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                process = subprocess.Popen(  # noqa: ASYNC220  it returns as soon as the process is there
+                process = subprocess.Popen(
                     [*self._command, str(theirs.fileno())],
                     pass_fds=(theirs.fileno(),),
                     stdin=subprocess.DEVNULL,
@@ -174,11 +192,10 @@ class CheckProcess:
                     cwd=_IMPORTS_FROM,
                     env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 )
-            except OSError as error:
+            except OSError:
                 ours.close()
-                raise CheckFailed("crash", f"the process that makes checks cannot be started: {error}") from error
-        reader, writer = await asyncio.open_connection(sock=ours)
-        return _Running(process, reader, writer, set())
+                raise
+        return process, ours
 
     async def _end(self) -> None:
         running, self._running = self._running, None

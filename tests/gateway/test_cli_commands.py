@@ -19,7 +19,7 @@ from gateway.cli import main
 from gateway.home import Home
 from ledger.segments import segment_paths
 from tests.gateway import gateway_process
-from tests.gateway.deployment import KEY_ENV, deploy
+from tests.gateway.deployment import KEY_ENV, deploy, tables, write_bundle
 from tests.gateway.fake_runtime import FakeRuntime
 from tests.gateway.gateway_process import GatewayProcess, bursar, error_of, until
 
@@ -118,10 +118,15 @@ def test_config_check_and_show(rested: tuple[Path, Path], tmp_path: Path) -> Non
 
 
 def test_policy_test_and_check(rested: tuple[Path, Path], tmp_path: Path) -> None:
-    shipped = gateway_process.ROOT / "rego"
-    results = answer("policy", "test", "--bundle", str(shipped), "--json", home=tmp_path)
-    assert results
-    assert all(result["passed"] for result in results)
+    tested = tmp_path / "tested"
+    write_bundle(tested, tables())
+    test = "package bursar.admission_test\n\nimport rego.v1\n\ntest_two if 1 + 1 == 2\n\ntest_wrong if 1 + 1 == 3\n"
+    (tested / "admission_test.rego").write_text(test)
+    done = ran(NO, "policy", "test", "--bundle", str(tested), "--json", home=tmp_path)
+    assert [(result["test"].rpartition(".")[2], result["passed"]) for result in json.loads(done.stdout)] == [
+        ("test_two", True),
+        ("test_wrong", False),
+    ]
     assert "no problems" in ran(DONE, "policy", "check", home=tmp_path, config=rested[1]).stdout
     broken = tmp_path / "bundle"
     broken.mkdir()

@@ -285,29 +285,35 @@ async def test_an_opa_without_a_bundle_counts_as_away_until_it_has_one() -> None
     [
         (answers({"code": "unauthorized", "message": "request rejected"}, 401), "OPA answered 401: unauthorized"),
         (answers(said(provenance=None, result=None)), "OPA names no bundle"),
+        (answers(b"<html>upstream gone</html>", 500), "OPA answered 500 with what is not JSON"),
+        (answers(conflict(), 500), "OPA answered 500: internal_error"),
+        (answers(b" " * (ANSWER_BYTES_MAX + 1)), "larger than 4194304 bytes"),
     ],
+    ids=["no permission", "no bundle", "a proxy's error", "an error", "too much"],
 )
 async def test_one_that_says_no_longer_which_bundle_decides_counts_as_away(reply: Reply, why: str) -> None:
-    async with FakeOpa() as fake, engine_on(fake) as engine:
+    clock = Clock()
+    async with FakeOpa() as fake, engine_on(fake, clock) as engine:
         await engine.poll()
         assert engine.away_since_s is None
         fake.reply = reply
         await engine.poll()
         assert engine.away_since_s is not None
         assert why in engine.state.problem
-        with pytest.raises(EvaluationError):
-            await engine.evaluate(ADMISSION, b"{}")
+        clock.at_s += engine.server.reset_s
+        assert why in str(await refused(engine))
         assert engine.away_since_s is not None
         fake.reply = answers(said())
         await engine.poll()
         assert engine.state == OpaState(REVISION, is_away=False, problem="")
 
 
-async def test_a_rule_that_fails_on_the_polls_empty_input_is_no_reason_to_count_as_away() -> None:
+async def test_a_poll_asks_no_rule_so_that_none_that_fails_counts_as_away() -> None:
     async with FakeOpa() as fake, engine_on(fake) as engine:
-        await engine.poll()
+        await engine.poll(with_status=False)
+        assert [head.split("?")[0] for head in fake.heads] == ["POST /v1/data/bursar/none"]
         fake.reply = answers(conflict(), 500)
-        await engine.poll()
+        await refused(engine)
         assert engine.away_since_s is None
 
 
