@@ -211,7 +211,8 @@ async def _no_policy(request: Request, error: Exception) -> Response:
 
 
 async def _unknown_scope(request: Request, error: Exception) -> Response:
-    return refusal_response(errors.malformed(f"{error}."))
+    said = str(error)  # which may end with a question
+    return refusal_response(errors.malformed(said if said.endswith("?") else f"{said}."))
 
 
 async def _away(request: Request, error: Exception) -> Response:

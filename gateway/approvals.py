@@ -12,7 +12,6 @@ ApprovalError
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -162,8 +161,8 @@ class Approvals:
     def __init__(self, controls: Recorder, now_us: Callable[[], int]) -> None:
         self._controls = controls
         self._now_us = now_us
-        self._pending: OrderedDict[str, Approval] = OrderedDict()
-        self._ended: OrderedDict[str, Approval] = OrderedDict()
+        self._pending: dict[str, Approval] = {}
+        self._ended: dict[str, Approval] = {}
 
     def request(
         self,
@@ -259,12 +258,11 @@ class Approvals:
         of_kind = [each.requested_by.key_id for each in self._pending.values() if each.kind == kind]
         most = KIND_MAX[kind]
         if len(of_kind) >= most:
-            raise TooManyPending(f"{most:,} approvals of a {kind} are pending already: decide some of them first")
+            raise TooManyPending(f"{most:,} approvals of kind {kind} are pending already: decide some of them first")
         most //= KEY_PART
         if of_kind.count(by.key_id) >= most:
-            raise TooManyPending(
-                f"{most:,} approvals of a {kind} that {by.actor} asked for are pending already: decide some of them first"
-            )
+            whose = f"approvals of kind {kind} that {by.actor} asked for"
+            raise TooManyPending(f"{most:,} {whose} are pending already: decide some of them first")
 
     def _move(self, approval: Approval, move: Move, actor: str, reason: str) -> Approval:
         state = LEGAL.get((approval.state, move))

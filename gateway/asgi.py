@@ -169,7 +169,9 @@ class DataPlane:
                 self._end(span, ask, refusal)
             if refusal is None:
                 return
-            result = await flow.fall_back(self.of, ask, result, refusal)
+            # A model stands in for a runtime that cannot be reached, not for checks that cannot be made.
+            is_away = refusal.kind is errors.UPSTREAM_ERROR
+            result = await flow.fall_back(self.of, ask, result, refusal) if is_away else refusal
         await self._refuse(call, ask, result, send)
 
     def _ask(self, arrival: Arrival, body: dict[str, Any]) -> Ask | Refusal:

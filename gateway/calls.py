@@ -128,7 +128,7 @@ class _Call:
             await self._stop(*_STOPPED[live.stopped])
         finally:
             if self.admitted.hold.state is State.OPEN:
-                self._settle(self._seen(is_complete=False), "cut", errors.CLIENT_LEFT)
+                self._settle(self._seen(), "cut", errors.CLIENT_LEFT)
             if self.response is not None:
                 self.response.close()
             runtime.in_flight -= 1
@@ -221,28 +221,30 @@ class _Call:
         while not meter.done and (data := await response.read_any()):
             self.ttft_us = self.ttft_us or self.of.now_us() - self.admitted.ask.arrived_us
             out = meter.feed(data)
+            if meter.error is not None:
+                break  # whose text may quote what was not verified
             withheld.feed(out)
             if self.collector is not None:
                 self.collector.feed(out)
             if texts := withheld.due():
                 live.deadline_s = math.inf
                 if (refusal := await verification.texts(texts)) is not None:
-                    await self._withdraw(refusal, meter)
+                    await self._withdraw(refusal)
                     return
             live.deadline_s = time.monotonic() + idle_s
             await self._release(withheld.passed(), is_last=False)
         withheld.feed(meter.finish())
+        if meter.error is not None:
+            await self._withdraw(errors.broken_off(self.admitted.runtime.spec.id))
+            return
         if not meter.done:
             raise Lost(f"runtime {self.admitted.runtime.spec.id} ended the stream before it was complete")
-        if meter.error is not None:
-            await self._withdraw(errors.broken_off(self.admitted.runtime.spec.id), meter)
-            return
         live.deadline_s = math.inf
         refusal = await verification.finish(
             withheld.choices, withheld.rest, lambda: Answer(_SSE + self._headers(), withheld.held)
         )
         if refusal is not None:
-            await self._withdraw(refusal, meter)
+            await self._withdraw(refusal)
             return
         self._settle_stream(meter)
         live.deadline_s = time.monotonic() + idle_s
@@ -258,18 +260,16 @@ class _Call:
         await self.send({"type": "http.response.body", "body": out, "more_body": not is_last})
         self.live.on_client = False
 
-    async def _withdraw(self, refusal: Refusal, meter: Meter) -> None:
+    async def _withdraw(self, refusal: Refusal) -> None:
         """End a stream of which something may not be released, at the runtime too, and charge what it produced."""
         await self._drain()
         if self.response is not None:
             self.response.close()
-        await self._say(refusal, self._seen(is_complete=meter.done and meter.error is None))
+        await self._say(refusal, self._seen())
 
     def _settle_stream(self, meter: Meter) -> None:
-        if meter.error is None:
-            self._settle(self._seen(is_complete=True), "ok")
-        else:
-            self._settle(self._seen(is_complete=False), "failed", errors.UPSTREAM_ERROR)
+        has_failed = meter.error is not None
+        self._settle(self._seen(), "failed" if has_failed else "ok", errors.UPSTREAM_ERROR if has_failed else None)
 
     async def _whole(self, response: Response) -> None:
         data = response.read_nowait() if response.is_complete else await self._read(response)
@@ -303,8 +303,7 @@ class _Call:
         self, verification: Verification, answer: dict[str, Any], data: bytes, seen: Observed
     ) -> Refusal | None:
         """Why a whole answer may not be released; None where it may."""
-        self.whole = seen
-        self.live.deadline_s = math.inf
+        self.whole, self.live.deadline_s = seen, math.inf
         length = b"content-length", b"%d" % len(data)
         return await verification.whole(
             answer, lambda: Answer([_JSON, length, *self._headers()], data), generates=self.endpoint.generates
@@ -333,14 +332,14 @@ class _Call:
     async def _fail(self, error: RuntimeFailure) -> None:
         self.of.metrics.upstream_error(self.admitted.runtime.spec.id, type(error).__name__)
         refusal = Refusal(errors.UPSTREAM_ERROR, f"The call failed: {error}; what it may have produced is charged.")
-        await self._say(refusal, self._seen(is_complete=False))
+        await self._say(refusal, self._seen())
 
     async def _stop(self, status: str, kind: ErrorKind, message: str) -> None:
         if kind is errors.CLIENT_LEFT:
-            self._settle(self._seen(is_complete=False), status, kind)
+            self._settle(self._seen(), status, kind)
             return
         self.of.metrics.upstream_error(self.admitted.runtime.spec.id, self.live.stopped)
-        await self._say(Refusal(kind, message), self._seen(is_complete=False), status)
+        await self._say(Refusal(kind, message), self._seen(), status)
 
     async def _say(self, refusal: Refusal, seen: Observed, status: str = "failed") -> None:
         """Settle, then tell the client: as a response, or as the last event of the stream it is already reading."""
@@ -350,15 +349,16 @@ class _Call:
         else:
             await self.send({"type": "http.response.body", "body": errors.stream_error(refusal)})
 
-    def _seen(self, *, is_complete: bool) -> Observed:
+    def _seen(self) -> Observed:
         meter = self.meter
         if meter is None:
-            return self.whole or Observed(self.sent, is_complete)
+            return self.whole or Observed(self.sent)
         try:
             report = meter.report
         except Garbage:
             # Output that came with reports was not counted otherwise, so nothing is known of how much it was.
             return Observed(self.sent)
+        is_complete = meter.done and meter.error is None  # also where its client did not stay for it
         return Observed(self.sent, is_complete, streamed=True, report=report, produced=meter.produced)
 
     def _settle(self, seen: Observed, status: str, kind: ErrorKind | None = None) -> None:

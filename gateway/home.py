@@ -7,17 +7,19 @@ import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 SECRET_BYTES = 32
 RUN_BYTES_MAX = 1 << 16
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _PRIVATE_DIR, _PRIVATE_FILE = 0o700, 0o600
+# One of these is in every home, also in a copy for an auditor; a folder without any belongs to somebody else.
+_MARKS = ("journal", "checkpoints", "secrets")
 
 
 class HomeError(Exception):
-    """Something in the home is damaged or open to others; the message says which file. Safe to show."""
+    """The home is not there, or something in it is damaged or open to others; the message says what. Safe to show."""
 
 
 class Home:
@@ -31,13 +33,25 @@ class Home:
         self.run = self.path / "run"
         self.logs = self.path / "logs"
         self.secrets = self.path / "secrets"
-        self.logs = self.path / "logs"
         self.keys = self.path / "keys"
         self.path.mkdir(mode=_PRIVATE_DIR, parents=True, exist_ok=True)
         for directory in (self.journal, self.ledger, self.checkpoints, self.run, self.logs, self.secrets):
             directory.mkdir(mode=_PRIVATE_DIR, exist_ok=True)
             if stat.S_IMODE(directory.stat().st_mode) != _PRIVATE_DIR:
                 directory.chmod(_PRIVATE_DIR)
+
+    @classmethod
+    def found(cls, path: Path) -> Self | None:
+        """The home that is there already; None where there is none, and none is made."""
+        return cls(path) if any((path / mark).is_dir() for mark in _MARKS) else None
+
+    @classmethod
+    def at(cls, path: Path) -> Self:
+        """The home that is there already; HomeError where there is none, and none is made."""
+        home = cls.found(path)
+        if home is None:
+            raise HomeError(f"there is no home at {path}")
+        return home
 
     def run_file(self, name: str) -> Path:
         """Where the process called `name` says how it can be reached."""

@@ -58,10 +58,10 @@ class KeptAnswers:
         self._kept[approval.id] = KeptAnswer(approval, principal, headers, body, now_us + self.ttl_s * US)
         self._bytes += len(body)
         crowded_out: list[str] = []
-        while len(self._kept) > self.entries_max or self._bytes > self.bytes_max:
-            is_full = len(self._kept) > self.entries_max
-            crowded_out.append(self._oldest_of_most((lambda _: 1) if is_full else (lambda answer: len(answer.body))))
-            self.forget(crowded_out[-1])
+        while len(self._kept) > self.entries_max:
+            crowded_out.append(self._crowd_out(lambda answer: 1))
+        while self._bytes > self.bytes_max:
+            crowded_out.append(self._crowd_out(lambda answer: len(answer.body)))
         return crowded_out
 
     def get(self, approval_id: str, now_us: int) -> KeptAnswer | None:
@@ -75,13 +75,15 @@ class KeptAnswers:
         if answer is not None:
             self._bytes -= len(answer.body)
 
-    def _oldest_of_most(self, size: Callable[[KeptAnswer], int]) -> str:
+    def _crowd_out(self, size: Callable[[KeptAnswer], int]) -> str:
         taken: dict[str, int] = {}
         for answer in self._kept.values():
             key_id = answer.principal.key_id
             taken[key_id] = taken.get(key_id, 0) + size(answer)
         most = max(taken, key=lambda key_id: taken[key_id])
-        return next(name for name, answer in self._kept.items() if answer.principal.key_id == most)
+        oldest = next(name for name, answer in self._kept.items() if answer.principal.key_id == most)
+        self.forget(oldest)
+        return oldest
 
     def _forget_old(self, now_us: int) -> None:
         while self._kept and next(iter(self._kept.values())).expires_us <= now_us:

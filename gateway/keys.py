@@ -146,6 +146,7 @@ class KeyStore:
         self._path = Path(path)
         self._clock = clock
         self._by_digest: dict[bytes, Key] = {}
+        self._by_id: dict[str, Key] = {}
         self._version: tuple[int, ...] | None = None
         self._reloading = threading.Lock()
         self.reload()
@@ -168,6 +169,10 @@ class KeyStore:
         if key.expires_at is not None and self._clock() >= key.expires_at:
             return Refused.EXPIRED
         return key
+
+    def get(self, key_id: str) -> Key | None:
+        """The key of that id, revoked and expired ones included."""
+        return self._by_id.get(key_id)
 
     def list(self) -> tuple[Key, ...]:
         """Every key, revoked and expired ones included, oldest first."""
@@ -205,7 +210,7 @@ class KeyStore:
     def revoke(self, key_id: str) -> Key | None:
         """End a key for good; a key revoked before stays as it is, and None means that there is no such key."""
         with self._writing():
-            key = next((key for key in self._by_digest.values() if key.key_id == key_id), None)
+            key = self._by_id.get(key_id)
             if key is None:
                 return None
             if key.revoked_at is None:
@@ -235,6 +240,7 @@ class KeyStore:
                 raise KeyFileError(f"{self._path} is gone") from None
             return False
         self._by_digest, self._version = keys, version
+        self._by_id = {key.key_id: key for key in keys.values()}
         return True
 
     def _refuse_unsafe(self, status: os.stat_result) -> None:

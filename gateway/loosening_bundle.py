@@ -6,6 +6,7 @@ of those that have not come yet; and as only admissions are kept, nothing of any
 """
 
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,11 +17,13 @@ from gateway.loosening_budgets import Loosening
 from policy.bundle import Bundle, assemble
 from policy.decision import parse
 from policy.difference import ABSENT, difference
-from policy.port import EngineAway, EvaluationError
+from policy.port import EngineAway, EvaluationError, Unfinished
 from policy.read_elsewhere import Read, read_elsewhere
 
 REPLAYED_MAX = 5_000
 FLIPS_SHOWN_MAX = 20
+# Whoever asks for a reload waits meanwhile, and so does every other reload.
+REPLAY_S_MAX = 20.0
 # What admissions are decided by; other packages may read some of it too.
 _ADMISSION, _TERMS = ("bursar", "admission"), ("bursar", "budget", "terms")
 _STEP = r"""(?:\.[^\W\d]\w*|\["(?:[^"\\]|\\.)*"\])"""
@@ -38,7 +41,7 @@ class Policies(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """What deciding recorded inputs again has shown; `is_whole` is false where the engine could not be asked."""
+    """What deciding recorded inputs again has shown; `is_whole` is false where not all of them could be decided."""
 
     decided: int = 0
     flips: tuple[Loosening, ...] = ()
@@ -49,14 +52,22 @@ class Replay(NamedTuple):
         return {"inputs_decided_again": self.decided, "looser": len(self.flips), "whole": self.is_whole}
 
 
-async def replay(decisions: Iterable[Decision], evaluate: Evaluate) -> Replay:
-    """Decide recorded inputs again with another engine; `evaluate` gives the raw admission for one input."""
+async def replay(
+    decisions: Iterable[Decision], evaluate: Evaluate, now_s: Callable[[], float] = time.monotonic
+) -> Replay:
+    """Decide recorded inputs again with another engine; `evaluate` gives the raw admission for one input.
+
+    It ends at the first that takes too long, or ends the engine: another timeout or an idle machine may let that in.
+    """
     flips: list[Loosening] = []
     decided = 0
+    until_s = now_s() + REPLAY_S_MAX
     for decision in list(decisions)[-REPLAYED_MAX:]:
+        if now_s() > until_s:
+            return Replay(decided, tuple(flips), is_whole=False)
         try:
             allow, _, obligations = parse(await evaluate(decision.input_json))
-        except EngineAway:
+        except (EngineAway, Unfinished):
             return Replay(decided, tuple(flips), is_whole=False)
         except EvaluationError:
             allow, obligations = False, Obligations()  # what cannot be decided is denied
@@ -67,7 +78,7 @@ async def replay(decisions: Iterable[Decision], evaluate: Evaluate) -> Replay:
 
 def flip(before: Decision, after: Obligations, *, allow: bool) -> Iterator[Loosening]:
     """In what an admission is weaker than it was."""
-    path = f"admission of {_subject(before.input_json)}"
+    path = f"admission of {subject_of(before.input_json)}"
     if allow and not before.allow:
         codes = [reason.code for reason in before.reasons]
         yield Loosening(path, f"denied: {', '.join(codes)}", "allowed", "the new bundle admits what the old one denied")
@@ -106,15 +117,12 @@ def bundle_loosenings(before: Policies, after: Policies, shown: Replay | None) -
         return [*flips, Loosening("policy", before.revision, after.revision, why)]
     bundles = tuple(assemble(name, each.files) for name, each in (("before", before), ("after", after)))
     changes = list(_changes(*bundles))
-    reads = [
-        (f"data.{'.'.join(of)}.", read_elsewhere(each.modules, of, but))
-        for of, but in ((_ADMISSION, ()), (_TERMS, _ADMISSION))
-        for each in bundles
-    ]
-
+    reads = [read_elsewhere(each.modules, _ADMISSION) for each in bundles]
     if shown is None:
         why = "approvals.bundle is always: every change of a bundle counts as looser"
-    elif not shown.decided or not shown.is_whole:
+    elif not shown.is_whole:
+        why = "the recorded inputs could not all be decided again, so too little is known of what it changes"
+    elif not shown.decided:
         why = "no recorded inputs could be decided again, so nothing is known of what it changes"
     elif others := [each for each in changes if not _is_recorded(each[0], each[2], reads)]:
         changes = others
@@ -135,31 +143,34 @@ def _changes(before: Bundle, after: Bundle) -> Iterator[tuple[str, Any, Any]]:
         yield leaf.path, _json(leaf.before), _json(leaf.after)
 
 
-def _is_recorded(path: str, after: Any, reads: Iterable[tuple[str, Read]]) -> bool:
+def _is_recorded(path: str, after: Any, reads: Iterable[Read]) -> bool:
     """Whether nothing but admissions is decided by what is at a path, in the bundle before and in the one after."""
-    about = [(path.removeprefix(prefix), read) for prefix, read in reads if path.startswith(prefix)]
-    return bool(about) and not any(_is_read(rest, after, read) for rest, read in about)
+    for of in (_ADMISSION, _TERMS):
+        prefix = f"data.{'.'.join(of)}."
+        if path.startswith(prefix):
+            return not any(_is_read(path.removeprefix(prefix), after, read.below(of), read.words) for read in reads)
+    return False
 
 
-def _is_read(rest: str, after: Any, read: Read) -> bool:
+def _is_read(rest: str, after: Any, names: frozenset[str] | None, words: frozenset[str]) -> bool:
     """Whether another package reads a rule or a table by its path in a package, of the rows only some fields.
 
     A tool that is blocked from now on is looser for nobody.
     """
-    if read.is_whole or not read.names:
-        return read.is_whole
-    of_row = _OF_ROW.match(rest)
+    if not names:
+        return names is None
+    of_row = _OF_ROW.match(rest) if "rows" in names else None
     if of_row is not None:
-        return of_row[1] in read.words and not (of_row[1] == "blocked_tools" and after is True)
+        return of_row[1] in words and not (of_row[1] == "blocked_tools" and after is True)
     name = re.match(r"\w+", rest)
-    return name is None or name[0] == "import" or name[0] in read.names
+    return name is None or name[0] == "import" or name[0] in names
 
 
 def _json(value: Any) -> Any:
     return None if value is ABSENT else value
 
 
-def _subject(input_json: bytes) -> str:
+def subject_of(input_json: bytes) -> str:
     """Whose request an input is, and for what."""
     given = orjson.loads(input_json)
     principal, intent = given["principal"], given["intent"]

@@ -128,7 +128,8 @@ class Slo(Section):
     @field_validator("objective")
     @classmethod
     def _in_millionths(cls, value: float) -> float:
-        if abs(value * MILLION - round(value * MILLION)) > 1e-6:
+        ppm = round(value * MILLION)
+        if abs(value * MILLION - ppm) > 1e-6 or not 0 < ppm < MILLION:
             raise ValueError("may have six decimals at most")
         return value
 

@@ -28,6 +28,7 @@ _MESSAGE = {
         "content": {"type": ["string", "array", "null"], "items": {"type": "object"}},
     },
 }
+_TOOLS = {"type": ["array", "null"], "items": {"type": "object"}, "maxItems": 512}
 _CHAT = {
     "type": "object",
     "required": ["model", "messages"],
@@ -35,7 +36,8 @@ _CHAT = {
         **_GENERATES,
         "max_completion_tokens": {"type": ["integer", "null"], "minimum": 1},
         "messages": {"type": "array", "minItems": 1, "items": _MESSAGE},
-        "tools": {"type": ["array", "null"], "items": {"type": "object"}, "maxItems": 512},
+        "tools": _TOOLS,
+        "functions": _TOOLS,
     },
 }
 _COMPLETION = {"type": "object", "required": ["model", "prompt"], "properties": {**_GENERATES, "prompt": _TEXTS}}

@@ -60,7 +60,7 @@ def planes(parts: Parts) -> tuple[DataPlane, FastAPI]:
         parts.checks,
         forwarder,
         parts.live,
-        parts.second.approvals,
+        parts.second,
         of.noticing,
         event_bytes_max=limits.sse_event_bytes_max,
         response_bytes_max=limits.response_bytes_max,

@@ -100,7 +100,7 @@ def read_intent(
     try:
         choices = fields.choices(body) if endpoint.generates else 1
         cap = _output_cap(endpoint, body)
-        tools = tuple(sorted({tool.name for field in TOOL_FIELDS for tool in tools_in(body, field)}))
+        tools = _tool_names(body) if "tools" in body or "functions" in body else ()
         input_bound, prompts = _input(endpoint, body, measure)
     except _FieldError as wrong:
         return Refusal(INVALID_REQUEST, f"{wrong.field} {wrong}.", wrong.field)
@@ -166,6 +166,10 @@ def _check_messages(messages: Any) -> None:
             raise _FieldError(f"messages[{index}].role", "must be a string")
         if not isinstance(message.get("content"), str | list | None):
             raise _FieldError(f"messages[{index}].content", "must be a string or a list of parts")
+
+
+def _tool_names(body: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(sorted({tool.name for field in TOOL_FIELDS for tool in tools_in(body, field)}))
 
 
 def tools_in(body: dict[str, Any], field: str) -> list[Tool]:

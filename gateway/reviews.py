@@ -21,7 +21,7 @@ from gateway.approvals import Approval, Approvals, Person, Recorder, State
 from gateway.composition import bundle_of
 from gateway.config import Config
 from gateway.config_file import LoadedConfig, diff
-from gateway.home import Home, write_private
+from gateway.home import Home, HomeError, write_private
 from gateway.keys import Key, KeyStore
 from gateway.loosening import loosenings, shown
 from gateway.loosening_budgets import Loosening
@@ -31,6 +31,7 @@ from policy.port import BundleError
 
 log = structlog.get_logger("gateway")
 SHOWN_BYTES_MAX = 32 << 10
+TEXT_CHARACTERS_MAX = 200
 CHANGES_SHOWN_MAX = 100
 SIGHUP = "SIGHUP"
 
@@ -148,20 +149,28 @@ def step_digest(now: Applied, new: Applied) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def person_of(key: Key, keys: KeyStore, local_key: str, pseudonym: Callable[[str], str]) -> Person:
-    """The person behind a key, with the keys that it descends from; the home's own key makes those of everyone."""
-    by_id = {each.key_id: each for each in keys.list()}
+def person_of(key_id: str, user: str, keys: KeyStore, local_key: str) -> Person:
+    """The person behind a key, with the keys that it descends from; the home's own key makes those of everyone.
+
+    `user` is whom the key is used for, as a pseudonym.
+    """
     line: list[str] = []
-    at = by_id.get(key.key_id)
+    at = keys.get(key_id)
     while at is not None and at.key_id not in line and (at.key_id != local_key or not line):
         line.append(at.key_id)
-        at = by_id.get(at.made_by)
-    return Person(key.key_id, pseudonym(key.user), frozenset(line))
+        at = keys.get(at.made_by)
+    return Person(key_id, user, frozenset(line))
 
 
 def local_key(home: Home, keys: KeyStore) -> str:
-    """The id of the home's own admin key, held by whoever can read the home; empty where none is valid."""
-    key = keys.lookup(home.admin_secret().encode(), "admin")
+    """The id of the home's own admin key, held by whoever can read the home; empty where none can be read or is valid.
+
+    All keys that it made are then of one person.
+    """
+    try:
+        key = keys.lookup(home.admin_secret().encode(), "admin")
+    except (OSError, HomeError):
+        return ""
     return key.key_id if isinstance(key, Key) else ""
 
 
@@ -230,11 +239,22 @@ def _detail(now: Applied, new: Applied, found: list[Loosening], replayed: Replay
 
 
 def _fitting(found: list[Loosening]) -> list[dict[str, Any]]:
-    """As many of them as JSON as a row and a reader can take; `loosens_count` says how many there are."""
+    """As many of them as JSON as a row and a reader can take; `loosens_count` says how many there are.
+
+    What is long is cut in its middle, so that none takes the place of others.
+    """
     fitting, size = [], 0
     for each in shown(found):
-        size += len(orjson.dumps(each, default=str))
+        cut = {name: _cut(value) for name, value in each.items()}
+        size += len(orjson.dumps(cut))
         if size > SHOWN_BYTES_MAX:
             break
-        fitting.append(each)
+        fitting.append(cut)
     return fitting
+
+
+def _cut(value: Any) -> Any:
+    """The value, or the two ends of its text and how long it is."""
+    text = value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
+    half = TEXT_CHARACTERS_MAX // 2
+    return value if len(text) <= TEXT_CHARACTERS_MAX else f"{text[:half]}…[{len(text):,} characters]…{text[-half:]}"

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -12,7 +13,7 @@ from ledger.journal import JournalError, system_now_us
 from ledger.records import SNAPSHOT
 from ledger.shared_scores import Score, SharedScores, Table, Terms, exchange
 from ledger.shared_store import FAULTS
-from policy.risk import APP, GRAINS, KINDS, RUN, SCOPES_MAX, TEAM, LevelChange, Scope, Tracker, scopes_of
+from policy.risk import APP, BACK_S_MAX, GRAINS, KINDS, RUN, SCOPES_MAX, TEAM, LevelChange, Scope, Tracker, scopes_of
 from policy.scoring import LEVELS, SIGNALS, MalformedScoring, Scoring, parse_scoring
 from policy.spend import SpendWatch
 
@@ -83,16 +84,20 @@ class Risks:
         return self._spends.spend(org, team, app, cost_nusd, self._now_s())
 
     def apply(self, scoring: Scoring) -> None:
-        """Go by a scoring from now on; raises JournalError, and changes nothing, where it cannot be recorded."""
+        """Go by a scoring from now on; raises JournalError, and changes nothing, where it cannot be recorded.
+
+        One that is in force already is recorded anew where the clock has been set back, for scores go on from there.
+        """
         now_s, tracker = self._now_s(), self.tracker
-        if tracker is None or tracker.scoring != scoring:
+        is_known = tracker is not None and tracker.scoring == scoring and not self._is_back(tracker, now_s)
+        if not is_known:
             self.on_scoring(scoring.document())
         if tracker is None:
             tracker = self.tracker = Tracker(scoring)
         for scope, (level, score, at_s) in self._told.items() if self._is_new else ():
             tracker.recall(scope, level, score, at_s, now_s)
         self._is_new = False
-        self._tell(tracker.configure(scoring, now_s) if tracker.scoring != scoring else tracker.tick(now_s))
+        self._tell(tracker.tick(now_s) if is_known else self._go_by(tracker, scoring, now_s))
         self._catch_up(tracker)
         if self.shared is not None:
             self.shared.terms = _terms(scoring)
@@ -107,10 +112,15 @@ class Risks:
 
     def tick(self) -> None:
         """Let levels fall whose time has come, and record what could not be recorded before."""
-        if self.tracker is not None:
-            self._tell(self.tracker.tick(self._now_s()))
-            if self.is_behind:
-                self._catch_up(self.tracker)
+        tracker = self.tracker
+        if tracker is None:
+            return
+        if tracker.is_back(self._now_s()):
+            with suppress(JournalError):  # until it can be recorded, scores stand still
+                self.apply(tracker.scoring)
+        self._tell(tracker.tick(self._now_s()))
+        if self.is_behind:
+            self._catch_up(tracker)
 
     async def run(self) -> None:
         """Tick, and share where the book is shared, each second until cancelled."""
@@ -220,16 +230,26 @@ class Risks:
             return
         if self.tracker is None:
             self.tracker = Tracker(scoring)
-        else:
-            self.tracker.configure(scoring, at_s)
+        self._go_by(self.tracker, scoring, at_s)
+
+    def _go_by(self, tracker: Tracker, scoring: Scoring, now_s: int) -> list[LevelChange]:
+        """Configure the tracker; what a clock that was ahead has left in the ledger is as of now, too."""
+        self._told = {scope: (level, score, min(at_s, now_s)) for scope, (level, score, at_s) in self._told.items()}
+        return tracker.configure(scoring, now_s)
+
+    def _is_back(self, tracker: Tracker, now_s: int) -> bool:
+        """Whether the tracker, or what the ledger says, is of a time so late that the clock has been set back."""
+        return tracker.is_back(now_s) or any(at_s > now_s + BACK_S_MAX for _, _, at_s in self._told.values())
 
     def _recount(self, body: dict[str, Any]) -> None:
         """Take up what the ledger says of a level; the signals behind it may stand in the journal after it."""
-        scope = scope_of(body)
+        scope, at_s = scope_of(body), int(body["ts_us"]) // US
         if body["level"] == _NORMAL:
             self._told.pop(scope, None)
         else:
-            self._told[scope] = body["level"], int(body["value"]) * GRAINS, int(body["ts_us"]) // US
+            self._told[scope] = body["level"], int(body["value"]) * GRAINS, at_s
+        if self.tracker is not None:
+            self.tracker.fall(scope, at_s)  # or it would fall, and be recorded, once more
 
 
 class _Own:

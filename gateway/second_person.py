@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from domain.decision import Decision
+from domain.intent import Principal
 from gateway.approvals import Approvals, Person
 from gateway.config_file import LoadedConfig
 from gateway.controls import Controls
@@ -62,7 +63,11 @@ class SecondPerson:
 
     def person(self, key: Key) -> Person:
         """Who holds a key."""
-        return person_of(key, self._keys, self._local_key(), self._pseudonyms.of)
+        return person_of(key.key_id, self._pseudonyms.of(key.user), self._keys, self._local_key())
+
+    def requester(self, principal: Principal) -> Person:
+        """Who has sent a request; its user is a pseudonym already."""
+        return person_of(principal.key_id, principal.user, self._keys, self._local_key())
 
     def signalled(self) -> Asked:
         """A reload that was asked for by a signal."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from domain.intent import Principal
 from gateway import errors
 from gateway.admission import Admitted
 from gateway.approvals import ApprovalError, Approvals, Person, State
@@ -23,7 +24,7 @@ from gateway.verification_config import Verify
 from gateway.withheld import Granularity, choices_in, spelt_out, texts_of
 from ledger.journal import JournalError
 from policy.checks import port, verdict
-from policy.checks.pieces import pieces
+from policy.checks.pieces import SPAN_CHARS, pieces
 from policy.checks.port import CheckFailed, Finding, SchemaRefused, Text
 from policy.checks.process import CheckProcesses
 from policy.port import PolicyUnavailable
@@ -66,6 +67,7 @@ class Verifier:
     process: CheckProcesses
     now_us: Callable[[], int]
     kept: KeptAnswers
+    requester: Callable[[Principal], Person]
     tool_asked: ToolAsked | None = None
     judge: Judge | None = None
     approvals: Approvals | None = None
@@ -144,6 +146,7 @@ class Verification:
             reads_texts=not port.BY_LINE.isdisjoint(names),
             is_whole=not {port.JSON_SCHEMA, port.SECOND_MODEL, port.HUMAN}.isdisjoint(names),
             assembles=not port.BY_LINE.issuperset(names),
+            span_chars=SPAN_CHARS if port.PII in names else 0,
         )
         self._verifier = verifier
         self._admitted = admitted
@@ -297,7 +300,7 @@ class Verification:
             approval = approvals.request(
                 "answer",
                 row["request_id"],
-                requested_by=Person(principal.key_id, principal.user),
+                requested_by=verifier.requester(principal),
                 ttl_s=config.approval_ttl_s,
                 detail={**_named(row), "size_bytes": len(answer.body), "tool_calls": len(_calls(choices))},
                 digest=f"sha256:{hashlib.sha256(answer.body).hexdigest()}",
@@ -305,7 +308,8 @@ class Verification:
         except (ApprovalError, JournalError) as error:
             return self._failed(port.HUMAN, [Finding("approval_unavailable", "")], str(error))
         # The person reads it there, also while its client still waits.
-        verifier.kept.put(approval.id, principal, answer.headers, answer.body, verifier.now_us())
+        for crowded_out in verifier.kept.put(approval, principal, answer.headers, answer.body, verifier.now_us()):
+            approvals.expire(crowded_out, "other answers that wait have crowded it out")
         try:
             approval = await approvals.decided(approval.id, config.approval_wait_s)
         except BaseException:

@@ -1,6 +1,5 @@
 """Verifying: what verification needs, put together for one worker."""
 
-from gateway.approvals import Approvals
 from gateway.called_tools import called_tools
 from gateway.calls import Caller
 from gateway.forward import Forwarder
@@ -9,6 +8,7 @@ from gateway.kept import KeptAnswers
 from gateway.live import Live
 from gateway.noticing import Noticing
 from gateway.second_model import Judging
+from gateway.second_person import SecondPerson
 from gateway.signal_sources import verified
 from gateway.verification import Verifier
 from gateway.verification_config import Verify
@@ -29,7 +29,7 @@ def verifier_of(
     process: CheckProcesses,
     forwarder: Forwarder,
     live: Live,
-    approvals: Approvals,
+    people: SecondPerson,
     noticing: Noticing,
     *,
     event_bytes_max: int,
@@ -45,8 +45,9 @@ def verifier_of(
         now_us=of.now_us,
         # Kept as long again as a person may take: who is approved late is fetched late.
         kept=KeptAnswers(config.kept_max, config.kept_bytes_max, 2 * config.approval_ttl_s),
+        requester=people.requester,
         tool_asked=called_tools(of, noticing),
         judge=None if second is None else Judging(exempt, live, second).ask,
-        approvals=approvals,
+        approvals=people.approvals,
         note=verified(noticing.signals),
     )

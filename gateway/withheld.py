@@ -28,6 +28,13 @@ _ABOUT = frozenset(
     }
 )
 _VECTORS = "data"
+# The names of an API, which say where a text stands. Any other is shown as `*`: the model may have written it.
+_SHOWN = frozenset(
+    {
+        *("content", "text", "refusal", "reasoning", "reasoning_content", "logprobs", "audio", "transcript"),
+        *("tool_calls", "function_call", "function", "custom", "name", "arguments", "input", "error", "message"),
+    }
+)
 _CALLS = ("tool_calls", "function_call")
 _ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
@@ -40,6 +47,8 @@ class Granularity(NamedTuple):
     reads_texts: bool
     is_whole: bool
     assembles: bool
+    # Of text that is checked line by line, how much of what was seen waits at least, in characters.
+    span_chars: int = 0
 
 
 class Withheld:
@@ -127,8 +136,7 @@ class Withheld:
         if channel is None:
             if len(self._channels) >= CHANNELS_MAX:
                 raise Garbage(f"the answer has more than {CHANNELS_MAX} texts")
-            of, is_tool = self._granularity, is_call(key[1])
-            channel = _Channel(_where(*key), of.reads_texts, is_whole=of.is_whole or is_tool, is_call=is_tool)
+            channel = _Channel(_where(*key), self._granularity, is_call=is_call(key[1]))
             self._channels[key] = channel
         return channel
 
@@ -186,14 +194,16 @@ class _Channel:
     `verified` is up to where it may be released.
     """
 
-    def __init__(self, where: str, is_read: bool, *, is_whole: bool, is_call: bool) -> None:
-        self.is_by_line = is_read and not is_whole
+    def __init__(self, where: str, of: Granularity, *, is_call: bool) -> None:
+        is_whole = of.is_whole or is_call
+        self.is_by_line = of.reads_texts and not is_whole
         self.total = 0
         self.verified = 0
         self._where = where
-        self._is_read = is_read
+        self._is_read = of.reads_texts
         self._is_call = is_call
-        self._is_free = not is_read and not is_whole
+        self._is_free = not of.reads_texts and not is_whole
+        self._span_chars = of.span_chars
         self._parts: list[str] = []
         self._base = 0
         self._line = 1
@@ -226,10 +236,11 @@ class _Channel:
         return Text(self._where, self._line, self._text()[: self._cut - self._base])
 
     def pass_on(self) -> None:
-        """Let go of what was checked, but for the last line, which is looked at again with the next."""
+        """Let go of what was checked, but for the last line and span, which are looked at again with what follows."""
         text = self._text()
         seen = text[: self._cut - self._base]
-        held = max(seen.rfind("\n", 0, len(seen.rstrip())) + 1, len(seen) - OVERLAP_CHARS)
+        end = max(len(seen.rstrip()) - self._span_chars, 0)
+        held = max(seen.rfind("\n", 0, end) + 1, len(seen) - OVERLAP_CHARS)
         self._checked = self._cut
         self.verified = max(self.verified, self._base + held)
         start = max(seen.rfind("\n", 0, held) + 1, held - OVERLAP_CHARS)
@@ -257,7 +268,7 @@ class _Channel:
 def _texts(chunk: dict[str, Any]) -> Iterator[tuple[_Key, Leaf]]:
     try:
         yield from _keyed(chunk)
-    except RecursionError as error:
+    except (RecursionError, orjson.JSONEncodeError) as error:
         raise Garbage("the answer is nested too deep to be verified") from error
 
 
@@ -292,7 +303,7 @@ def _check_calls(holder: dict[str, Any], *, is_here: bool) -> None:
 
 
 def _where(index: int, path: tuple[str | int, ...]) -> str:
-    named = ".".join(map(str, path))
+    named = ".".join(str(step) if isinstance(step, int) or step in _SHOWN else "*" for step in path)
     return named if index == _OF_ANSWER else f"choice {index} {named}"
 
 

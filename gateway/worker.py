@@ -21,6 +21,7 @@ from gateway.keys import KeysError, KeyStore
 from gateway.live import Live
 from gateway.loadings import Loadings
 from gateway.planes import Parts, planes
+from gateway.probing import probe, questions
 from gateway.protocol import HeadBounds
 from gateway.pseudonyms import Pseudonyms
 from gateway.reviews import Asked
@@ -127,6 +128,7 @@ class Worker:
         reload = partial(self.reload, of, controls, second)
         loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(reload(second.signalled())))
         self.engines.watch(self.metrics)
+        self.metrics.watch(names.CHECK_PROCESSES_ENDED, lambda: self.checks.ended + self.schema_checks.ended)
         self.metrics.watch(names.IN_FLIGHT, lambda: len(self.live.calls))
         self.metrics.watch(names.LEDGER_LAG_ROWS, lambda: self.ledger_lag[0])
         self.metrics.watch(names.LEDGER_LAG_SECONDS, lambda: self.ledger_lag[1])
@@ -205,6 +207,7 @@ class Worker:
         self.metrics.watch(names.BOOK_EXCHANGES, lambda: keeper.stats.exchanges)
         self.metrics.watch(names.BOOK_FETCHES, lambda: keeper.stats.fetches)
         self.metrics.watch(names.BOOK_WAITING, lambda: keeper.leases.waiting)
+        self.metrics.watch(names.RISK_SCORES_UNTOLD, lambda: 0 if of.risks.shared is None else of.risks.shared.dropped)
 
     def _servers(self, of: Governance, controls: Controls, second: SecondPerson) -> list[Server]:
         limits = self.loaded.config.limits
@@ -264,6 +267,8 @@ class Worker:
             clients = await assembly.open_clients(loaded, self.sim_urls, self.environ, self.clients)
             catalogue = catalogue_of(loaded, clients)
             await asyncio.to_thread(self.keys.reload)
+            if deciding.engine is not serving.engine:
+                await probe(deciding.engine, questions(of.decider.decisions(), self.keys.list(), catalogue), loaded)
             held = await second.held(loaded, deciding.engine, asked, of.decider.decisions())
             if held is None:
                 # First what can fail for the disk: a reload is applied whole or not at all.

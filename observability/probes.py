@@ -26,12 +26,18 @@ WATCHED = {
     names.JOURNAL_BYTES: "Bytes appended to the journal.",
     names.POLICY_CACHE_HITS: "Decisions answered from the cache.",
     names.POLICY_CACHE_MISSES: "Decisions evaluated.",
+    names.POLICY_AWAY: "1 while the OPA server cannot be asked, so that what it decided before is not in force.",
     names.POLICY_BRIDGED: "Earlier decisions that served while the policy engine was away.",
     names.POLICY_SHADOW_FAILURES: "Decisions that the shadow bundle failed to make, or that it had no time for.",
     names.POLICY_ENGINE_RESTARTS: "Processes that evaluate policies, the shadow's too, started in place of others.",
     names.POLICY_INPUTS_REFUSED: "Evaluations refused because their input ended a process or took too long.",
     names.TOOL_CALLS_DROPPED: "Rows of tool calls that were not written, because the journal had no room or failed.",
     names.QUALITY_SKIPPED: "Sampled answers that were not scored, because too many waited to be checked.",
+    names.CHECK_PROCESSES_ENDED: "Processes that make checks, ended because they took too long or found dead.",
+    names.RISK_SCOPES_DROPPED: "Scopes whose risk score was given up at normal, or not taken up, for want of room.",
+    names.RISK_SCORES_UNTOLD: "Additions to risk scores that other replicas were not told, for want of room.",
+    names.WEBHOOK_EVENTS_DROPPED: "Events that were never sent to a webhook, because too many waited for it.",
+    names.WEBHOOK_EVENTS_FAILED: "Events that a webhook did not take, also when tried again.",
 }
 
 

@@ -56,12 +56,16 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The serving modules and the tables of a folder; `revision` covers both, `tests` are apart."""
+    """The serving modules and the tables of a folder; `revision` covers both, `tests` are apart.
+
+    `folders` are the paths at which the files with tables lie.
+    """
 
     root: Path
     modules: tuple[Module, ...]
     tests: tuple[Module, ...]
     data: dict[str, Any]
+    folders: tuple[tuple[str, ...], ...]
     revision: str
 
 
@@ -75,18 +79,20 @@ def assemble(root: Path | str, contents: Mapping[str, bytes]) -> Bundle:
     folder = Path(root)
     modules: list[Module] = []
     data: dict[str, Any] = {}
+    folders: list[tuple[str, ...]] = []
     for file, content in contents.items():
         if file.endswith(".rego"):
             modules.append(Module(file, _text(file, content)))
         elif not is_schema(file):
             _merge(file, data, _shallow(file, _nested(file, _table(file, content))))
+            folders.append(tuple(file.split("/")[:-1]))
     for module in modules:
         _refuse_forbidden(module)
     serving = tuple(module for module in modules if not module.is_test)
     if not serving:
         raise BundleError(str(folder), 0, "no .rego file that is not a test")
     tests = tuple(module for module in modules if module.is_test)
-    return Bundle(folder, serving, tests, data, revision_of(contents))
+    return Bundle(folder, serving, tests, data, tuple(folders), revision_of(contents))
 
 
 def files_of(root: Path | str) -> dict[str, bytes]:
@@ -209,4 +215,4 @@ def revision_of(contents: Mapping[str, bytes]) -> str:
         for part in (file.encode(), content):
             digest.update(len(part).to_bytes(8, "big"))
             digest.update(part)
-    return f"sha256:{digest.hexdigest()[:16]}"
+    return f"sha256:{digest.hexdigest()}"

@@ -14,7 +14,7 @@ import orjson
 
 from policy.bundle import files_of
 from policy.frames import packed, question, received, value_in
-from policy.port import BundleError, EngineAway, EvaluationError
+from policy.port import BundleError, EngineAway, EvaluationError, Unfinished
 
 START_S = 30.0
 ANSWER_S = 30.0
@@ -90,7 +90,7 @@ class Child:
             frame = received(self._stream)
         except TimeoutError as error:
             self.close()
-            raise EvaluationError(f"the evaluation did not end within {timeout_s:g} s") from error
+            raise Unfinished(f"the evaluation did not end within {timeout_s:g} s") from error
         except OSError as error:
             raise EngineAway(f"the engine {self.ended()}") from error
         if frame is None:

@@ -79,7 +79,7 @@ class _Serving:
 class Decider:
     """Answers each distinct input once per bundle revision; a repeated one costs a dictionary lookup.
 
-    It keeps `cache_max` decisions and as many of before, `cache_bytes_max` bytes of inputs each, and drops the oldest.
+    At most `cache_max` decisions are cached, of inputs of `cache_bytes_max` bytes together, and as many kept of before.
     For one event loop. `record` is called once per evaluation, before its decision is cached or returned; what it
     raises reaches the caller and leaves nothing cached. While the engine is away, what it decided before may serve for
     `last_known_good_s` seconds, marked as such; with 0 nothing is decided meanwhile. A `shadow` decides each distinct
@@ -177,10 +177,9 @@ class Decider:
 
         What was decided before is in force no more; of the same revision it may still bridge.
         """
-        old, revision = self._serving.engine, engine.revision
-        is_same = bool(revision) and revision == self._serving.revision
-        self._begin(engine, revision)
-        if not is_same:
+        old = self._serving.engine
+        self._begin(engine, engine.revision)
+        if self._before.revision != self._serving.revision:
             self._before = self._nothing("")
         return old
 

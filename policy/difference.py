@@ -1,5 +1,5 @@
-"""What differs between two bundles: rules by their tokens, so that a comment or a line break is no change, and tables
-by their leaves."""
+"""What differs between two bundles: rules by their tokens, so that a comment or a line break is no change where it
+changes nothing, and tables by their leaves."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from policy.bundle import Bundle, Module
 from policy.lint import Clause, import_clauses, rule_clauses
+from policy.source import Token
 from policy.tables import Steps, dotted
 
 Change = Literal["added", "removed", "changed"]
@@ -76,7 +77,15 @@ def _clauses(modules: Sequence[Module]) -> dict[tuple[str, str], list[Clause]]:
 
 
 def _tokens(clause: Clause) -> tuple[str, ...]:
-    return tuple(token.text for token in clause.statement)
+    """What a clause says; a bracket says something else on the line of the value before it than on a new one."""
+    statement = clause.statement
+    pairs = zip(statement, statement[1:], strict=False)
+    return (statement[0].text, *(f"\n{token.text}" if _is_apart(before, token) else token.text for before, token in pairs))
+
+
+def _is_apart(before: Token, token: Token) -> bool:
+    is_after_value = before.kind != "punct" or before.text in (")", "]", "}")
+    return token.text == "[" and token.line != before.line and is_after_value
 
 
 def _first_new(was: Sequence[Clause], now: Sequence[Clause]) -> Clause:

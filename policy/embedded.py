@@ -1,8 +1,10 @@
 """The embedded engine: a bundle evaluated by a child process, which is ended where an evaluation takes too long."""
 
 import asyncio
+import hashlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import NamedTuple, Self, TypeVar, cast
 from policy.bundle import files_of
 from policy.child import Child
 from policy.frames import FRAME_BYTES_MAX, Frames, question, value_in
-from policy.port import Answer, BundleError, EngineAway, EvaluationError
+from policy.port import Answer, BundleError, EngineAway, EvaluationError, Unfinished
 
 TIMEOUT_MS = 250
 WAITING_MAX = 10_000
@@ -26,6 +28,8 @@ RESTART_S_MAX = 30.0
 _GRACE_S = 0.005
 # How often those that wait behind a long evaluation, or for a new process, are told that they have waited too long.
 _LOOK_S = 0.05
+# Why there may be none now and one later: no memory, process or thread is to be had.
+_SHORT = (BundleError, OSError, RuntimeError, MemoryError)
 _Result = TypeVar("_Result")
 
 
@@ -73,6 +77,7 @@ class EmbeddedEngine:
         self.timeout_ms = timeout_ms
         self._timeout_s = timeout_ms / 1000
         self._waiting: deque[_Question] = deque()
+        # By the digest of the input, which may be long.
         self._refused: dict[tuple[str, bytes], _Refused] = {}
         self._link: _Link | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -87,13 +92,13 @@ class EmbeddedEngine:
     async def open(cls, root: Path | str, timeout_ms: int = TIMEOUT_MS, counts: Counts | None = None) -> Self:
         """The engine over the bundle in a folder; raises BundleError where that cannot serve."""
         files = await asyncio.to_thread(files_of, root)
-        engine = cls(files, root, await asyncio.to_thread(Child.start, files, root), timeout_ms, counts)
+        engine = cls(files, root, await _started(files, root), timeout_ms, counts)
         await engine._connect()
         return engine
 
     @property
     def revision(self) -> str:
-        """The digest of the bundle, `sha256:` and 16 hexadecimal digits."""
+        """The digest of the bundle, `sha256:` and 64 hexadecimal digits."""
         return self._child.revision
 
     @property
@@ -109,10 +114,10 @@ class EmbeddedEngine:
     async def evaluate(self, entry: str, input_json: bytes) -> Answer:
         """What an entry point is worth for one input; raises EvaluationError or one of its kinds."""
         loop = asyncio.get_running_loop()
-        refused = self._refused.get((entry, input_json))
+        refused = self._refused.get(_key(entry, input_json)) if self._refused else None
         if refused is not None and loop.time() < refused.until_s:
             self.counts.refused += 1
-            raise EvaluationError(refused.why)
+            raise Unfinished(refused.why)
         if len(input_json) > INPUT_BYTES_MAX:
             # What cannot be sent must not wait: it would be given the answer to what is asked next.
             raise EvaluationError(f"an input of {len(input_json)} bytes is larger than {INPUT_BYTES_MAX}")
@@ -206,7 +211,7 @@ class EmbeddedEngine:
 
     async def _restart(self, why: str | None) -> None:
         """Go on with a new process on the same files, however long it takes, without the question that is to blame."""
-        ended = await _at_last(self._child.ended)
+        ended = await _at_last(partial(asyncio.to_thread, self._child.ended))
         if self.on_loss is not None:
             self.on_loss(why or f"the engine {ended}")
         if self._waiting:
@@ -215,27 +220,43 @@ class EmbeddedEngine:
                 self._waiting.popleft()
                 self._refuse(first, why or f"the engine {ended} on this input, twice")
             first.was_lost = True
-        self._child = await _at_last(partial(Child.start, self._files, self._root))
+        self._child = await _at_last(partial(_started, self._files, self._root))
         self.counts.restarts += 1
         await self._connect()
 
     def _refuse(self, question: _Question, why: str) -> None:
         self.counts.refused += 1
-        self._refused.pop((question.entry, question.input_json), None)
+        key = _key(question.entry, question.input_json)
+        self._refused.pop(key, None)
         while len(self._refused) >= REFUSED_MAX:
             del self._refused[next(iter(self._refused))]
         until_s = asyncio.get_running_loop().time() + REFUSED_S
-        self._refused[question.entry, question.input_json] = _Refused(why, until_s)
-        _fail(question, EvaluationError(why))
+        self._refused[key] = _Refused(why, until_s)
+        _fail(question, Unfinished(why))
 
 
-async def _at_last(work: Callable[[], _Result]) -> _Result:
-    """What comes of it in a thread, tried again as long as there is no memory, process or thread to be had."""
+def _key(entry: str, input_json: bytes) -> tuple[str, bytes]:
+    return entry, hashlib.sha256(input_json).digest()
+
+
+async def _started(files: Mapping[str, bytes], root: Path | str) -> Child:
+    """A process on these files, started in a thread; ended where nobody waits for it any more when it has started."""
+    starting = asyncio.ensure_future(asyncio.to_thread(Child.start, files, root))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with suppress(*_SHORT):
+            await asyncio.to_thread((await starting).close)
+        raise
+
+
+async def _at_last(work: Callable[[], Awaitable[_Result]]) -> _Result:
+    """What comes of it, tried again as long as that is short of something."""
     wait_s = RESTART_S
     while True:
         try:
-            return await asyncio.to_thread(work)
-        except (BundleError, OSError, RuntimeError, MemoryError):
+            return await work()
+        except _SHORT:
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, RESTART_S_MAX)
 

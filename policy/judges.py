@@ -24,6 +24,7 @@ from policy.port import ADMISSION, BundleError, EngineAway, EvaluationError, can
 ANSWER_S = 5.0
 ENDS_MAX = 20
 KNOWN_MAX = 10_000
+KNOWN_BYTES_MAX = 32 * 1024 * 1024
 SLICE = 256
 # As many as a child may have been sent ahead of the answer that it owes: one of these has ended it.
 _SUSPECTS = 64
@@ -51,6 +52,7 @@ class Judge:
         self._needs = needs(assemble(root, files).modules)
         self._child = Child.start(files, root)
         self._known: dict[bytes, Ruling] = {}
+        self._known_bytes = 0
         self._ends = 0
         self.revision = self._child.revision
 
@@ -60,9 +62,11 @@ class Judge:
         known = self._known
         anew = list(dict.fromkeys(each for each in read if each not in known))
         known.update(zip(anew, self._anew(anew), strict=True))
+        self._known_bytes += sum(map(len, anew))
         found = [known[each] for each in read]
-        if len(known) > KNOWN_MAX:
+        if len(known) > KNOWN_MAX or self._known_bytes > KNOWN_BYTES_MAX:
             known.clear()
+            self._known_bytes = 0
         return found
 
     def _read(self, input_json: bytes) -> bytes:

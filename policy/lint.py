@@ -10,9 +10,10 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from policy.bundle import Module
+from policy.bundle import Bundle, Module
 from policy.groups import Groups, Kind
 from policy.source import Reference, Statement, Token, references, statements
+from policy.tree import Path, Tree
 
 _KEYWORDS = frozenset(
     {"_", "as", "contains", "data", "default", "else", "every", "false", "if", "import", "in", "input", "not", "null"}
@@ -74,6 +75,35 @@ def problems(modules: Sequence[Module], is_builtin: IsBuiltin) -> list[Problem]:
     return found
 
 
+def unknown_names(modules: Sequence[Module], bundle: Bundle) -> list[Problem]:
+    """Every name below `data` in these modules that is no package, rule or table of their bundle.
+
+    The engines take one for undefined, which `not` turns into true. What a `with` puts in place need not be there.
+    """
+    rules: dict[Path, set[str]] = {}
+    for each in map(_parse, (*bundle.modules, *bundle.tests)):
+        rules.setdefault(tuple(each.package.split(".")), set()).update(
+            token.text for token in _rule_heads(each.statements)
+        )
+    tree = Tree(rules, bundle.folders, bundle.data)
+    found: list[Problem] = []
+    for each in map(_parse, modules):
+        aliases = {
+            statement[-1].text: _imported(statement) for statement in each.statements if statement[0].text == "import"
+        }
+        for statement in each.statements:
+            declared = _declared(statement)
+            for reference in references(statement):
+                root, *rest = reference.sure
+                within = () if root == "data" else None if root in declared else aliases.get(root)
+                is_mock = reference.at > 0 and statement[reference.at - 1].text == "with"
+                unknown = None if within is None or is_mock else tree.unknown((*within, *rest))
+                if unknown is not None:
+                    message = f"data.{'.'.join(unknown)} is no package, rule or table of this bundle"
+                    found.append(Problem(each.module.file, reference.line, message))
+    return found
+
+
 def rule_lines(modules: Sequence[Module]) -> dict[str, tuple[str, int]]:
     """Where each rule first stands, by its path as an entry point, `package/path/rule`."""
     return {path: (clauses[0].file, clauses[0].line) for path, clauses in rule_clauses(modules).items()}
@@ -121,6 +151,12 @@ def _rule_heads(found: Sequence[Statement]) -> list[Token]:
 
 def _import_names(found: Sequence[Statement]) -> set[str]:
     return {statement[-1].text for statement in found if statement[0].text == "import"}
+
+
+def _imported(statement: Statement) -> Path | None:
+    """The path below `data` that an import names; None where it names none."""
+    path = next(references(statement[1:])).sure
+    return path[1:] if path[0] == "data" else None
 
 
 def _module_problems(parsed: _Parsed, rules: set[str], is_builtin: IsBuiltin) -> Iterator[Problem]:

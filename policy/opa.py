@@ -17,7 +17,7 @@ import orjson
 from policy.port import Answer, EngineAway, EvaluationError, Undefined
 
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
-REVISION_CHARACTERS_MAX = 128
+REVISION_CHARACTERS_MAX = 512
 STATUS_EVERY = 10
 # No rule has this name: an answer says which bundles decide, and whatever else comes says that nobody knows.
 POLLED = "bursar/none"

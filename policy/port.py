@@ -6,6 +6,7 @@ PolicyError
 └── EvaluationError     the engine failed on one input
     ├── Undefined           the entry point has no value for it
     ├── MalformedDecision   the value is not a decision
+    ├── Unfinished          it took too long or ended the process, which is not to say that it always does
     └── EngineAway          the engine could not be asked; what it decided earlier may stand in for it
 """
 
@@ -53,6 +54,10 @@ class Undefined(EvaluationError):
 
 class MalformedDecision(EvaluationError):
     """The value of the entry point is not a decision."""
+
+
+class Unfinished(EvaluationError):
+    """The evaluation took too long, or ended the process: with more time, or on another day, it may have a value."""
 
 
 class EngineAway(EvaluationError):

@@ -1,80 +1,82 @@
-"""What the other packages of a bundle read of one of them, followed through its own rules by their names."""
+"""What the other packages of a bundle read, by themselves and through the rules of one that they reach."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from policy.bundle import Module
-from policy.source import Statement, references, statements
+from policy.source import Reference, Statement, references, statements
 
 Path = tuple[str, ...]
 
 
 class Read(NamedTuple):
-    """The rules and tables of a package that others read, and every name that stands in what they so reach.
+    """The paths below `data` that are read, up to the first computed name, and every name in what reads them."""
 
-    `is_whole` is true where one of them takes the package by a computed name, and so may read anything.
-    """
+    paths: frozenset[Path]
+    words: frozenset[str]
 
-    names: frozenset[str] = frozenset()
-    words: frozenset[str] = frozenset()
-    is_whole: bool = False
+    def below(self, table: Path) -> frozenset[str] | None:
+        """The names in a package or table that are read; None where it is taken by a computed name, or whole."""
+        met = [path for path in self.paths if _meet(path, table)]
+        return None if any(len(path) <= len(table) for path in met) else frozenset(path[len(table)] for path in met)
 
 
-def read_elsewhere(modules: Sequence[Module], package: Path, apart_from: Path = ()) -> Read:
-    """What modules of other packages read of a package or table, at any remove; those of `apart_from` do not count."""
-    refers: dict[str, set[str]] = {}
-    words: dict[str, set[str]] = {}
-    wanted: set[str] = set()
-    is_whole = False
-    for module in modules:
-        found = list(statements(module.file, module.text))
-        own, named = _package(found), dict(_imports(found))
-        for statement in found if own not in ((), apart_from) else ():
-            paths = [path for path in _paths(statement, named) if path[: len(package)] == package[: len(path)]]
-            below = {path[len(package)] for path in paths if len(path) > len(package)}
-            if own == package:
-                name = _rule(statement)
-                refers.setdefault(name, set()).update(below, (each.path[0] for each in references(statement)))
-                words.setdefault(name, set()).update(token.text.strip('"`') for token in statement)
-            else:
-                wanted |= below
-                is_whole = is_whole or any(len(path) <= len(package) for path in paths)
-    reached: set[str] = set()
+class _Part(NamedTuple):
+    """A statement of a rule, by the path of that, with what it may read."""
+
+    rule: Path
+    paths: frozenset[Path]
+    words: frozenset[str]
+
+
+def read_elsewhere(modules: Sequence[Module], package: Path) -> Read:
+    """What all packages but one read, at any remove; of the rules of that one only those count that others reach."""
+    parts = [part for module in modules for part in _parts(module)]
+    reached: list[_Part] = []
+    wanted = [part for part in parts if part.rule[:-1] != package]
+    left = [part for part in parts if part.rule[:-1] == package]
     while wanted:
-        reached |= wanted
-        wanted = {name for each in wanted for name in refers.get(each, ())} - reached
-    return Read(frozenset(reached), frozenset(word for name in reached for word in words.get(name, ())), is_whole)
+        reached += wanted
+        paths = frozenset(path for part in wanted for path in part.paths)
+        wanted = [part for part in left if any(_meet(path, part.rule) for path in paths)]
+        left = [part for part in left if part not in wanted]
+    paths = frozenset(path for part in reached for path in part.paths)
+    return Read(paths, frozenset(word for part in reached for word in part.words))
 
 
-def _package(found: Sequence[Statement]) -> Path:
+def _parts(module: Module) -> Iterator[_Part]:
+    found = list(statements(module.file, module.text))
+    package = next((_path(each) for each in found if each[0].text == "package"), ())
+    named = {_alias(each): _path(each)[1:] for each in found if each[0].text == "import" and _path(each)[0] == "data"}
     for statement in found:
-        if statement[0].text == "package" and len(statement) > 1:
-            return next(references(statement[1:])).path
-    return ()
+        if statement[0].text in ("package", "import"):
+            continue  # an import by itself reads nothing
+        paths: set[Path] = set()
+        for reference in references(statement):
+            # What follows on a new line may belong to it or not.
+            for root, *rest in (reference.path, reference.sure):
+                if root != "data":
+                    paths.add((*package, root, *rest))
+                if root == "data" or root in named:
+                    paths.add((*named.get(root, ()), *rest))
+        name = statement[statement[0].text == "default"].text
+        yield _Part((*package, name), frozenset(paths), frozenset(token.text.strip('"`') for token in statement))
 
 
-def _imports(found: Sequence[Statement]) -> Iterator[tuple[str, Path]]:
-    """The names under which a module has imported something of `data`, and its path there."""
-    for statement in found:
-        if statement[0].text == "import" and len(statement) > 1:
-            path = next(references(statement[1:])).path
-            if path[0] == "data":
-                yield statement[-1].text.strip('"'), path[1:]
+def _path(statement: Statement) -> Path:
+    """The path of a package or an import."""
+    return _first(statement).path
 
 
-def _paths(statement: Statement, named: Mapping[str, Path]) -> Iterator[Path]:
-    """The paths below `data` that a statement names, imports followed; an import by itself reads nothing."""
-    if statement[0].text == "import":
-        return
-    for reference in references(statement):
-        root, *rest = reference.path
-        if root == "data":
-            yield tuple(rest)
-        elif root in named:
-            yield (*named[root], *rest)
+def _alias(statement: Statement) -> str:
+    """The name under which something is imported."""
+    return statement[-1].text if statement[-2].text == "as" else _first(statement).path[-1]
 
 
-def _rule(statement: Statement) -> str:
-    """The name of the rule that a statement is a part of; nothing for one that is none."""
-    head = statement[1:] if statement[0].text == "default" else statement
-    return head[0].text if head and head[0].text not in ("package", "import") else ""
+def _first(statement: Statement) -> Reference:
+    return next(references(statement[1:]))
+
+
+def _meet(path: Path, other: Path) -> bool:
+    """Whether one of two paths leads to the other."""
+    return all(ours == theirs for ours, theirs in zip(path, other, strict=False))

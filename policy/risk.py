@@ -20,6 +20,8 @@ TEAM, APP, RUN = range(3)
 SCOPES_MAX = (1_000, 4_000, 4_000)
 COUNT_MAX = 1_000_000
 FALLS_MAX = 500
+# A clock is set back by less than this now and then, and scores then stand still for as long.
+BACK_S_MAX = 5
 _ROUNDING_S = 1e-3
 ELSEWHERE = "elsewhere"
 _WEIGHT_AT = {signal: at for at, signal in enumerate(SIGNALS)}
@@ -95,11 +97,14 @@ class _Table:
 class Tracker:
     """The scores and levels of all scopes; it has one user at a time, and is told the time.
 
-    Levels change in `observe`, `raise_to`, `configure` and `tick`, which return the changes; nothing else changes one.
+    Levels change in `observe`, `raise_to`, `configure` and `tick`, which return the changes, and in `recall` and `fall`,
+    which take up what is on record.
+    Scores stand still while the time is before theirs: where it `is_back`, `configure` has them go on.
     """
 
     def __init__(self, scoring: Scoring, scopes_max: tuple[int, int, int] = SCOPES_MAX) -> None:
         self._tables = tuple(_Table(most) for most in scopes_max)
+        self._latest_s = 0
         self._use(scoring)
 
     def _use(self, scoring: Scoring) -> None:
@@ -115,6 +120,10 @@ class Tracker:
     def dropped(self) -> int:
         """How many scopes were pushed out at `normal`, or found only raised ones and were not taken up."""
         return sum(table.dropped for table in self._tables)
+
+    def is_back(self, now_s: int) -> bool:
+        """Whether there are scores of a time so long after now that the clock was ahead and has been set back."""
+        return self._latest_s > now_s + BACK_S_MAX
 
     def level_of(self, org: str, team: str, app: str, run_id: str = "") -> str:
         """The worst level of a request's team, app and run."""
@@ -171,7 +180,11 @@ class Tracker:
         return changes
 
     def recall(self, scope: Scope, level: str, score: int, at_s: int, now_s: int) -> None:
-        """Let a scope be no lower than what became by now of this level and score, which were recorded at `at_s`."""
+        """Let a scope be no lower than what became by now of this level and score, which were recorded at `at_s`.
+
+        What a clock that was ahead has recorded is as of now.
+        """
+        at_s = min(at_s, now_s)
         told = _Entry(min(score, self._score_max), at_s, LEVELS.index(level), at_s, {ELSEWHERE: score})
         if told.level:
             told.low_from_s = self._low_from_s(told)
@@ -191,6 +204,14 @@ class Tracker:
             entry.level, entry.low_from_s = told.level, told.low_from_s
         table.put(scope.names, entry)
 
+    def fall(self, scope: Scope, now_s: int) -> None:
+        """Let one scope's level fall as far as was due until then, which somebody has recorded already."""
+        table = self._tables[scope.kind]
+        entry = table.raised.pop(scope.names, None)
+        if entry is not None:
+            self._fall(scope, entry, now_s, [])
+            table.put(scope.names, entry)
+
     def tick(self, now_s: int) -> list[LevelChange]:
         """Let levels fall whose time has come, FALLS_MAX of a kind at a time, and forget what has faded at `normal`."""
         changes: list[LevelChange] = []
@@ -209,7 +230,10 @@ class Tracker:
         return changes
 
     def configure(self, scoring: Scoring, now_s: int) -> list[LevelChange]:
-        """Go by another scoring from now on: what it finds too high rises at once, and what is too low dwells anew."""
+        """Go by this scoring from now on: what it finds too high rises at once, and what is too low dwells anew.
+
+        Scores of a later time than now, which a clock that was ahead has left, fade from now on.
+        """
         changes: list[LevelChange] = []
         entries = [
             (Scope(kind, names), entry) for kind, table in enumerate(self._tables) for names, entry in table.entries()
@@ -222,9 +246,10 @@ class Tracker:
             table.calm, table.raised = {}, {}
         for scope, entry in entries:
             entry.score = min(entry.score, self._score_max)
-            entry.low_from_s = entry.at_s
+            entry.low_from_s = entry.at_s = now_s
             self._rise(scope, entry, changes)
             self._tables[scope.kind].put(scope.names, entry)
+        self._latest_s = now_s
         return changes
 
     def snapshot(self) -> dict[str, Any]:
@@ -246,6 +271,7 @@ class Tracker:
             table = tracker._tables[kind]
             if table.take(tuple(names), at_s) is not None:
                 table.put(tuple(names), _Entry(score, at_s, level, low_from_s, dict(parts)))
+                tracker._latest_s = max(tracker._latest_s, at_s)
         return tracker
 
     def _add(self, scope: Scope, part: str, amount: int, now_s: int, changes: list[LevelChange]) -> None:
@@ -263,6 +289,7 @@ class Tracker:
     def _fade(self, entry: _Entry, now_s: int) -> None:
         """Let a score be as of now; a clock that went back stands still meanwhile."""
         passed_s = now_s - entry.at_s
+        self._latest_s = max(self._latest_s, now_s)
         if passed_s > 0:
             entry.score, entry.at_s = self._faded(entry.score, passed_s), now_s
             entry.parts = {name: left for name, part in entry.parts.items() if (left := self._faded(part, passed_s))}

@@ -9,7 +9,7 @@ from regopy import Interpreter, LogLevel, RegoError
 
 from policy.bundle import Bundle, Module
 from policy.frames import value_of
-from policy.lint import problems, rule_lines
+from policy.lint import problems, rule_lines, unknown_names
 from policy.native import Session
 from policy.needs import Needs, narrowed, needs
 from policy.port import ADMISSION, ENTRIES, BundleError, Document
@@ -39,6 +39,9 @@ class BundleSession:
         self.revision = bundle.revision
         self._compiled: dict[str, _Compiled] = {}
         if entries is None:
+            found = unknown_names(modules, bundle)
+            if found:
+                raise BundleError(*found[0])
             require_entry(bundle, ADMISSION)
             known = [entry for entry in ENTRIES if entry in rule_lines(bundle.modules)]
             self.entries = tuple(known)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from enum import Enum
 from typing import NamedTuple
 
 from policy.port import BundleError
@@ -18,7 +19,12 @@ _TOKEN = re.compile(
       | (?P<punct>:=|==|!=|<=|>=|.)""",
     re.VERBOSE | re.DOTALL,
 )
-_OPEN, _CLOSE = frozenset("([{"), frozenset(")]}")
+_PUNCTUATION = frozenset({":=", "==", "!=", "<=", ">=", *"=<>+-*/%&|.,;:()[]{}"})
+_OPEN, _CLOSE = frozenset("([{"), {")": "(", "]": "[", "}": "{"}
+# Names that stand between values, and those that begin something new as a value does.
+_BETWEEN = frozenset({"as", "contains", "else", "if", "in", "with"})
+_BEGINNING = frozenset({"default", "every", "import", "not", "package", "some"})
+_KEYWORDS = _BETWEEN | _BEGINNING
 
 
 class Token(NamedTuple):
@@ -46,7 +52,11 @@ Statement = tuple[Token, ...]
 
 
 def tokens(file: str, text: str) -> Iterator[Token]:
-    """The tokens of a module without spaces and comments; template strings are refused, for they can hide calls."""
+    """The tokens of a module without spaces and comments.
+
+    Raises BundleError for template strings, which can hide calls, and for what is no character of Rego: engines take
+    some of them for spaces, and others for the end.
+    """
     line, line_start, position = 1, 0, 0
     while position < len(text):
         match = _TOKEN.match(text, position)
@@ -54,6 +64,10 @@ def tokens(file: str, text: str) -> Iterator[Token]:
         kind, value = str(match.lastgroup), match.group()
         if kind == "template":
             raise BundleError(file, line, "template strings are not allowed; use sprintf")
+        if kind == "punct" and value not in _PUNCTUATION:
+            is_quote = value in ('"', "`")
+            message = "opens a string that nothing closes" if is_quote else "is no character of Rego: take it out"
+            raise BundleError(file, line, f"{value!a} {message}")
         if kind not in ("space", "comment"):
             yield Token(kind, value, line, position - line_start + 1)
         newlines = value.count("\n")
@@ -64,18 +78,72 @@ def tokens(file: str, text: str) -> Iterator[Token]:
 
 
 def statements(file: str, text: str) -> Iterator[Statement]:
-    """The top-level statements of a module: each begins in the first column, outside of brackets."""
+    """The top-level statements of a module: each begins in the first column, outside of brackets.
+
+    Raises BundleError where an engine would begin or end them elsewhere, and so see a rule that none of these is.
+    """
     current: list[Token] = []
-    depth = 0
+    opened: list[Token] = []
     for token in tokens(file, text):
-        if depth == 0 and token.column == 1 and token.text != "else" and current:
-            yield tuple(current)
+        if not opened and token.column == 1 and token.text != "else" and current:
+            yield _single(file, tuple(current))
             current = []
-        if token.kind == "punct":
-            depth += (token.text in _OPEN) - (token.text in _CLOSE)
+        if token.kind == "punct" and token.text in _OPEN:
+            opened.append(token)
+        elif token.kind == "punct" and token.text in _CLOSE and not (opened and opened.pop().text == _CLOSE[token.text]):
+            raise BundleError(file, token.line, f"{token.text} closes nothing")
         current.append(token)
+    if opened:
+        raise BundleError(file, opened[-1].line, f"this {opened[-1].text} is unclosed")
     if current:
-        yield tuple(current)
+        yield _single(file, tuple(current))
+
+
+def _single(file: str, statement: Statement) -> Statement:
+    """The statement, if it is one and the whole of one."""
+    first, last = statement[0], statement[-1]
+    if not _has_head(statement):
+        raise BundleError(file, first.line, f"{first.text} begins no statement: indent what belongs to the one before")
+    depth, is_after_value = 0, False
+    for at, token in enumerate(statement):
+        role = _role(statement, at)
+        is_new = depth == 0 and is_after_value and role in (_Role.VALUE, _Role.BEGINS)
+        if is_new or (depth == 0 and token.text == ";"):
+            message = f"{token.text} does not belong to the statement before: begin each in the first column of a line"
+            raise BundleError(file, token.line, message)
+        depth += (role is _Role.OPENS) - (role is _Role.CLOSES)
+        is_after_value = role in (_Role.VALUE, _Role.CLOSES)
+    if not is_after_value:
+        raise BundleError(file, last.line, f"nothing follows {last.text}: indent what belongs to it")
+    return statement
+
+
+def _has_head(statement: Statement) -> bool:
+    """Whether a statement begins as a rule, a package or an import does."""
+    is_declared = statement[0].text in ("default", "import", "package") and len(statement) > 1
+    head = statement[1] if is_declared else statement[0]
+    return head.kind == "name" and head.text not in _KEYWORDS
+
+
+class _Role(Enum):
+    """What a token is to those beside it: after a value or brackets, nothing may begin in the same statement."""
+
+    VALUE = 1
+    BEGINS = 2
+    BETWEEN = 3
+    OPENS = 4
+    CLOSES = 5
+
+
+def _role(statement: Statement, at: int) -> _Role:
+    token = statement[at]
+    if token.kind == "punct":
+        return _Role.OPENS if token.text in _OPEN else _Role.CLOSES if token.text in _CLOSE else _Role.BETWEEN
+    after = statement[at + 1].text if at + 1 < len(statement) else ""
+    is_plain = after == "." or (token.text == "contains" and after == "(") or (at > 0 and statement[at - 1].text == ".")
+    if token.kind == "name" and not is_plain and token.text in _KEYWORDS:
+        return _Role.BETWEEN if token.text in _BETWEEN else _Role.BEGINS
+    return _Role.VALUE
 
 
 def literal(token: Token) -> str | None:

@@ -48,7 +48,8 @@ class SpendWatch:
         """Take up a cost; whether with it this minute is out of bounds, which is said once of a minute."""
         names, minute = (org, team, app), now_s // MINUTE_S
         flow = self._flows.get(names)
-        if flow is None or flow.minute < minute:
+        # One minute later may be a clock that was set back a little; more is one that was ahead.
+        if flow is None or not flow.minute - 1 <= minute <= flow.minute:
             flow = self._turn(names, minute)
         flow.spent_nusd += cost_nusd
         rule = self._rule

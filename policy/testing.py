@@ -12,7 +12,7 @@ from regopy import Interpreter
 
 from policy.bundle import Bundle, Module, assemble, files_of
 from policy.child import Child
-from policy.lint import Problem, problems, rule_lines
+from policy.lint import Problem, problems, rule_lines, unknown_names
 from policy.port import ADMISSION, BundleError, EngineAway
 from policy.session import require_entry
 from policy.source import references, statements
@@ -61,7 +61,8 @@ def check(root: Path | str, opa: str | None = None) -> list[Problem]:
     try:
         files = files_of(root)
         bundle = assemble(root, files)
-        found = problems(bundle.modules + bundle.tests, Interpreter().is_builtin)
+        modules = bundle.modules + bundle.tests
+        found = problems(modules, Interpreter().is_builtin) + unknown_names(modules, bundle)
         if not found:
             require_entry(bundle, ADMISSION)
             Child.start(files, root).close()

@@ -100,7 +100,7 @@ def _admins(home: Path, key_file: Path | None, url: str | None) -> list[Admin]:
         if not secret:
             raise typer.BadParameter(f"--url needs your own key: --key-file, or {ADMIN_KEY} in the environment")
         return [Admin(parts.hostname, parts.port, secret)]
-    at_home = Home(home)
+    at_home = Home.at(home)
     runs = [run for name in at_home.gateways() if at_home.alive(name) and (run := at_home.read_run(name)) is not None]
     if not runs:
         complain(f"no gateway runs on {home}: what waits for approval lives in one that does")
@@ -152,10 +152,14 @@ def _print_reloaded(answer: dict[str, Any]) -> None:
 
 
 def _print_detail(approval: dict[str, Any]) -> None:
-    """What an approval is about, a line to each thing that gets looser."""
-    for each in approval["detail"].get("loosens", ()):
+    """What an approval is about, a line to each thing that gets looser, and how many there was no room for."""
+    loosens = approval["detail"].get("loosens", ())
+    for each in loosens:
         line = f"  {each['path']}: {_brief(each['before'])} -> {_brief(each['after'])}: {each['why']}"
         console().print(printable(line), markup=False, soft_wrap=True)
+    left_out = approval["detail"].get("loosens_count", 0) - len(loosens)
+    if left_out:
+        console().print(f"  and {left_out:,} more that there is no room for: compare the files", markup=False)
 
 
 def _utc(at_s: int) -> str:

@@ -13,10 +13,10 @@ import typer
 
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import complain, console, print_json, printable
-from gateway.cli.store import ledger_url
+from gateway.cli.store import ledger_of
 from gateway.home import Home
 from ledger.checkpoints import BlockFile, Checkpoint, CheckpointLog, CheckpointsDamaged, Leaves, LeavesMissing, parse
-from ledger.client import LedgerClient, QueryFailed, open_ledger
+from ledger.client import LedgerClient, QueryFailed
 from ledger.exports import FolderTarget
 from ledger.merkle import BLOCK_LEAVES, Tree
 from ledger.proofs import NotProvable, Prover, newest_checkpoint
@@ -51,10 +51,10 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read every journal of the home and hold it to what was signed; the store is not opened unless asked for."""
-    at_home = Home(home)
+    at_home = Home.at(home)
     exported = [each for path in checkpoint or () for each in _checkpoints_in(path)]
     reports, failures = {}, {}
-    opened = open_ledger(at_home.path, ledger_url(home, config)) if with_store else nullcontext()
+    opened = ledger_of(home, config) if with_store else nullcontext()
     with opened as client:
         if client is not None:
             _ship(client)
@@ -83,8 +83,8 @@ def prove(
     config: ConfigOption = CONFIG,
 ) -> None:
     """Print the proof that a record is in what was signed; `ledger/verifier.py proof` checks it offline."""
-    at_home = Home(home)
-    with open_ledger(at_home.path, ledger_url(home, config)) as client:
+    at_home = Home.at(home)
+    with ledger_of(home, config) as client:
         client.flush()
         found = client.rows(_BY_REQUEST_SQL, id=event_id) or client.rows(_BY_EVENT_SQL, id=event_id)
         if len(found) != 1:
@@ -107,7 +107,7 @@ def checkpoint(
     home: HomeOption = HOME,
 ) -> None:
     """Print the newest signed checkpoint, as one line of JSON."""
-    at_home = Home(home)
+    at_home = Home.at(home)
     name = _one_writer(at_home, writer)
     newest = newest_checkpoint(at_home.path, name)
     pem = (at_home.checkpoints / f"{newest.key_id}.pub").read_bytes()
@@ -124,9 +124,9 @@ def consistency(
     config: ConfigOption = CONFIG,
 ) -> None:
     """Print the proof that the records of one checkpoint begin those of another."""
-    at_home = Home(home)
+    at_home = Home.at(home)
     name = _one_writer(at_home, writer)
-    with open_ledger(at_home.path, ledger_url(home, config)) as client:
+    with ledger_of(home, config) as client:
         _print_line(Prover(at_home.path, name, _leaves(client)).consistency(size1, size2))
 
 

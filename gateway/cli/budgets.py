@@ -26,13 +26,13 @@ _UNKNOWN = dict.fromkeys((*_ELSEWHERE, "remaining", "band"))
 @app.command("list")
 def list_budgets(home: HomeOption = HOME, config: ConfigOption = CONFIG, as_json: JsonOption = False) -> None:
     """List budgets and their live counters."""
-    _print(_seen(Home(home), config, None), as_json=as_json)
+    _print(_seen(Home.at(home), config, None), as_json=as_json)
 
 
 @app.command()
 def show(budget: str, home: HomeOption = HOME, config: ConfigOption = CONFIG, as_json: JsonOption = False) -> None:
     """Show one budget and its counters."""
-    seen = _seen(Home(home), config, budget)
+    seen = _seen(Home.at(home), config, budget)
     if not seen["budgets"]:
         complain(f"there is no budget {budget}")
         raise typer.Exit(1)
@@ -52,11 +52,11 @@ def grant(
 ) -> None:
     """Raise a budget's limit for a while: at once in the live gateway, and as a row of the ledger."""
     asked: dict[str, Any] = {"budget": budget, "amount": amount, "ttl_s": ttl_s, "counter": counter, "reason": reason}
-    admin = Admin.of(Home(home))
+    admin = Admin.of(Home.at(home))
     if admin is not None:
         granted = admin.post("/admin/grant", asked)
     else:
-        with opened(Home(home), config) as (_, controls):
+        with opened(Home.at(home), config) as (_, controls):
             try:
                 granted = controls.grant(**asked, actor="cli")
             except UnknownBudget as error:

@@ -6,7 +6,7 @@ import typer
 import yaml
 
 from gateway.cli.options import CONFIG, ConfigOption, JsonOption
-from gateway.cli.output import console, print_json
+from gateway.cli.output import console, counted, print_json
 from gateway.config_file import load
 
 app = typer.Typer(help="Check and show the configuration.", no_args_is_help=True)
@@ -17,8 +17,8 @@ def check(config: ConfigOption = CONFIG) -> None:
     """Validate the file and name the line and the field of each mistake."""
     loaded = load(config)
     console().print(
-        f"{config}: {len(loaded.config.runtimes)} runtimes, {len(loaded.config.models)} models, "
-        f"{len(loaded.config.budgets)} budgets; digest {loaded.digest}"
+        f"{config}: {counted(len(loaded.config.runtimes), 'runtime')}, {counted(len(loaded.config.models), 'model')}, "
+        f"{counted(len(loaded.config.budgets), 'budget')}; digest {loaded.digest}"
     )
 
 

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError, ResponseError
 from gateway import compiled
 from gateway.assembly import replicas
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
-from gateway.cli.output import print_rows
+from gateway.cli.output import brief, print_rows
 from gateway.cli.shared_store import client_of, in_force
 from gateway.composition import Unready, bundle_of
 from gateway.config import Book, Policy, Runtime
@@ -53,7 +53,12 @@ class Finding:
 
 def doctor(home: HomeOption = HOME, config: ConfigOption = CONFIG, as_json: JsonOption = False) -> None:
     """Check every dependency; exit 3 when one that is needed is away."""
-    findings = [*_software(), *_configured(Home(home), in_force(Home(home), config)), *_running(Home(home))]
+    at_home = Home.found(home)
+    findings = [*_software(), *_configured(at_home, in_force(at_home, config))]
+    if at_home is None:
+        findings.append(Finding("home", OPTIONAL, f"there is none at {home} yet; `bursar up` makes it"))
+    else:
+        findings += [*_kept(at_home), *_running(at_home)]
     rows = [asdict(finding) for finding in findings]
     print_rows("Doctor", rows, ("dependency", "state", "detail"), as_json=as_json)
     if any(finding.state == AWAY for finding in findings):
@@ -71,7 +76,7 @@ def _software() -> Iterator[Finding]:
     yield Finding("opa", OK if opa else OPTIONAL, opa or "not on PATH; policies are tested on the embedded engine only")
 
 
-def _configured(home: Home, config: Path) -> Iterator[Finding]:
+def _configured(home: Home | None, config: Path) -> Iterator[Finding]:
     try:
         loaded = load(config)
     except ConfigError as error:
@@ -79,6 +84,13 @@ def _configured(home: Home, config: Path) -> Iterator[Finding]:
         return
     yield Finding("configuration", OK, f"{config}, digest {loaded.digest[:16]}")
     yield from _policy(loaded)
+    if loaded.config.book.is_shared:
+        yield _book(loaded.config.book)
+    for runtime in loaded.config.runtimes:
+        yield _runtime(runtime, home)
+
+
+def _kept(home: Home) -> Iterator[Finding]:
     try:
         keys = KeyStore(home.keys).list()
         yield Finding("keys", OK if keys else OPTIONAL, f"{len(keys)} in {home.keys}")
@@ -86,10 +98,6 @@ def _configured(home: Home, config: Path) -> Iterator[Finding]:
         yield Finding("keys", AWAY, str(error))
     free_bytes = shutil.disk_usage(home.path).free
     yield Finding("disk", OK if free_bytes > FREE_BYTES_MIN else AWAY, f"{free_bytes >> 20} MiB free at {home.path}")
-    if loaded.config.book.is_shared:
-        yield _book(loaded.config.book)
-    for runtime in loaded.config.runtimes:
-        yield _runtime(runtime, home)
 
 
 def _version(package: str) -> str:
@@ -111,7 +119,7 @@ def _policy(loaded: LoadedConfig) -> Iterator[Finding]:
     try:
         checks = named(load_bundle(folder))
         with Child.of(folder) as child:
-            yield Finding("policy", OK, f"{folder}, revision {child.revision}")
+            yield Finding("policy", OK, f"{folder}, revision {brief(child.revision)}")
     except BundleError as error:
         yield Finding("policy", AWAY, str(error))
         return
@@ -127,7 +135,7 @@ def _opa(policy: Policy) -> Finding:
     if state.is_away:
         return Finding("policy", AWAY, f"{policy.url}: {state.problem}")
     newer = f"; a newer bundle does not serve: {state.problem}" if state.problem else ""
-    return Finding("policy", OK, f"{policy.url}, revision {state.revision}{newer}")
+    return Finding("policy", OK, f"{policy.url}, revision {brief(state.revision)}{newer}")
 
 
 async def _polled(server: OpaServer) -> OpaState:
@@ -186,11 +194,12 @@ def _appends(client: Redis) -> str:
     return ", ".join(unlike)
 
 
-def _runtime(runtime: Runtime, home: Home) -> Finding:
+def _runtime(runtime: Runtime, home: Home | None) -> Finding:
     name = f"runtime {runtime.id}"
     url = runtime.url
     if runtime.is_sim:
-        run = home.read_run(f"sim-{runtime.id}") if home.alive(f"sim-{runtime.id}") else None
+        name_of_run = f"sim-{runtime.id}"
+        run = home.read_run(name_of_run) if home is not None and home.alive(name_of_run) else None
         if run is None:
             return Finding(name, OPTIONAL, "embedded; `bursar up` starts it")
         url = f"http://127.0.0.1:{run['port']}"

@@ -16,11 +16,9 @@ import typer
 from gateway.cli.ledger_query import readers_may_leave
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import console, print_json, print_rows
-from gateway.cli.store import ledger_url
+from gateway.cli.store import ledger_of
 from gateway.config_file import load
-from gateway.home import Home
 from ledger import focus_rules
-from ledger.client import open_ledger
 from ledger.focus import COLUMNS, Basis, Charge, Granularity, Period, Terms, charges
 from ledger.reports import moment
 
@@ -66,7 +64,7 @@ def export(
         {} if loaded is None else {each.version: each for table in loaded.price_tables.values() for _, each in table},
         {} if loaded is None else {name: rate.nusd_per_hour for name, rate in loaded.gpu_rates.items()},
     )
-    with open_ledger(Home(home).path, ledger_url(home, config)) as client:
+    with ledger_of(home, config) as client:
         client.flush()
 
         def ask(sql: str, parameters: dict[str, str]) -> list[dict[str, object]]:

@@ -11,7 +11,7 @@ import typer
 from gateway import gates
 from gateway.cli.admin import Admin, AdminFailed
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
-from gateway.cli.output import complain, console, print_json, print_rows, printable
+from gateway.cli.output import brief, complain, console, print_json, print_rows, printable
 from gateway.config_file import load
 from gateway.home import Home
 from ledger.reports import moment as read_moment
@@ -45,7 +45,7 @@ def release_check(
     as_json: JsonOption = False,
 ) -> None:
     """Say whether an app may be released now: its budgets, risk and SLOs, the time, and what the policy makes of it."""
-    admin = Admin.of(Home(home))
+    admin = Admin.of(Home.at(home))
     if admin is None:
         complain(f"no gateway runs on {home}, and only one that does knows headroom and risk: start `bursar up`")
         raise typer.Exit(_AWAY)
@@ -77,9 +77,10 @@ def launch_check(
 ) -> None:
     """Say whether a model or tool may be enabled in an environment: its tier, its evidence and its mitigations."""
     if bool(model) == bool(tool):
-        raise typer.BadParameter("name a --model or a --tool")
+        raise typer.BadParameter("name a --model or a --tool, not both")
     kind: Literal["model", "tool"] = "model" if model else "tool"
-    admin = None if here else Admin.of(Home(home))
+    at_home = None if here else Home.found(home)
+    admin = None if at_home is None else Admin.of(at_home)
     if admin is not None:
         asked = {"kind": kind, "id": model or tool, "env": env, "at_s": _at_s(at)}
         verdict = _asked(admin, "launch", asked)
@@ -118,7 +119,7 @@ def _print(verdict: dict[str, Any], at: str | None, *, as_json: bool) -> None:
         print_json(verdict)
         return
     what, env = "go" if verdict["allow"] else "no-go", verdict["asked"]["env"]["name"]
-    line = f"{what}: {verdict['gate']} of {verdict['subject']} in {env}, policy {verdict['policy_revision']}"
+    line = f"{what}: {verdict['gate']} of {verdict['subject']} in {env}, policy {brief(verdict['policy_revision'])}"
     console().print(printable(line), markup=False, soft_wrap=True)
     for reason in verdict["reasons"]:
         console().print(printable(f"  {reason['code']}: {reason['message']}"), markup=False, soft_wrap=True)

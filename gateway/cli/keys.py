@@ -67,18 +67,18 @@ def create(
 @app.command("list")
 def list_keys(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     """List keys, revoked ones included."""
-    rows = [key_view(key) for key in KeyStore(Home(home).keys).list()]
+    rows = [key_view(key) for key in KeyStore(Home.at(home).keys).list()]
     print_rows("Keys", rows, _COLUMNS, as_json=as_json)
 
 
 @app.command()
 def revoke(key_id: str, home: HomeOption = HOME, config: ConfigOption = CONFIG, as_json: JsonOption = False) -> None:
     """Revoke a key from now on."""
-    admin = Admin.of(Home(home))
+    admin = Admin.of(Home.at(home))
     if admin is not None:
         revoked = admin.delete("/admin/keys", key_id)
     else:
-        with opened(Home(home), config) as (_, controls):
+        with opened(Home.at(home), config) as (_, controls):
             revoked = controls.revoke_key(key_id, "cli")
         if revoked is None:
             complain(f"there is no key {key_id}")

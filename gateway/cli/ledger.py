@@ -12,9 +12,7 @@ from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOpti
 from gateway.cli.output import complain, print_rows
 from gateway.cli.reconcile import reconcile
 from gateway.cli.schema import schema
-from gateway.cli.store import ledger_url
-from gateway.home import Home
-from ledger.client import open_ledger
+from gateway.cli.store import ledger_of
 from ledger.reports import ROWS_MAX
 from ledger.reports import report as report_of
 
@@ -33,7 +31,7 @@ def report(
 ) -> None:
     """Print a report."""
     asked = report_of(kind, group_by=group_by or (), since=since, limit=limit)
-    with open_ledger(Home(home).path, ledger_url(home, config)) as client:
+    with ledger_of(home, config) as client:
         client.flush()
         rows = client.rows(asked.sql)
     print_rows(asked.title, rows[:limit], asked.columns, as_json=as_json)

@@ -12,9 +12,8 @@ import typer
 
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption
 from gateway.cli.output import complain, console, print_rows
-from gateway.cli.store import ledger_url
-from gateway.home import Home
-from ledger.client import LedgerClient, open_ledger
+from gateway.cli.store import ledger_of
+from ledger.client import LedgerClient
 
 TABLE_ROWS_MAX = 1_000
 
@@ -38,7 +37,7 @@ def query(
     config: ConfigOption = CONFIG,
 ) -> None:
     """Run one reading SQL statement; what is in the journal now is shipped first."""
-    with open_ledger(Home(home).path, ledger_url(home, config)) as client:
+    with ledger_of(home, config) as client:
         client.flush()
         if output_format is Format.TABLE:
             _print_table(client, sql)

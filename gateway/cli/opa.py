@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gateway.cli.options import CONFIG, ConfigOption, JsonOption
-from gateway.cli.output import complain, console, print_json, print_rows
+from gateway.cli.output import brief, complain, console, print_json, print_rows
 from gateway.cli.policy_bundle import BundleOption, folder_of
 from gateway.config_file import load
 from policy.opa_build import KEY_ID, SCOPE, Key, build
@@ -44,7 +44,9 @@ def build_bundle(
         print_json({"file": str(output), **built._asdict()})
         return
     said = f"signed as {key_id}" if built.is_signed else "not signed"
-    console().print(f"{output}: {built.revision}, {built.size_bytes:,} bytes, {said}", markup=False, soft_wrap=True)
+    console().print(
+        f"{output}: {brief(built.revision)}, {built.size_bytes:,} bytes, {said}", markup=False, soft_wrap=True
+    )
 
 
 def push(
@@ -56,7 +58,7 @@ def push(
         pushed = manager.push(folder)
     rows = [{"policy": name, "done": "put"} for name in pushed.policies]
     rows += [{"policy": name, "done": "removed"} for name in pushed.removed]
-    print_rows(f"Pushed {pushed.revision} to {manager.url}", rows, ("policy", "done"), as_json=as_json)
+    print_rows(f"Pushed {brief(pushed.revision)} to {manager.url}", rows, ("policy", "done"), as_json=as_json)
 
 
 def status(
@@ -73,7 +75,7 @@ def status(
         while revision and revision not in _active(bundles) and time.monotonic() < deadline_s:
             time.sleep(POLL_S)
             bundles = manager.bundles()
-    rows = [each._asdict() for each in bundles]
+    rows = [each._asdict() if as_json else _brief(each)._asdict() for each in bundles]
     print_rows(f"Bundles of {manager.url}", rows, ("name", "revision", "activated_at", "problem"), as_json=as_json)
     if revision and revision not in _active(bundles):
         complain(f"{revision} is not active after {wait_s:g} s")
@@ -82,7 +84,12 @@ def status(
 
 
 def _active(bundles: list[BundleStatus]) -> set[str]:
-    return {each.revision for each in bundles}
+    """What names the revisions that are active: each as it is, and as it is shown."""
+    return {name for each in bundles for name in (each.revision, brief(each.revision))}
+
+
+def _brief(status: BundleStatus) -> BundleStatus:
+    return status._replace(revision=brief(status.revision))
 
 
 def _manager(opa: str, config: Path) -> OpaManager:

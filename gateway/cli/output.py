@@ -1,5 +1,6 @@
 """Output: tables for people, JSON for programs, complaints on standard error."""
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +12,12 @@ from rich.text import Text
 
 # Wide enough for a report that is piped into a file, where there is no terminal to ask.
 _PIPED_COLUMNS = 160
+_DIGEST = re.compile(r"(\bsha256:[0-9a-f]{16})[0-9a-f]{48}\b")
 
 
 def console() -> Console:
     """The console that results are printed on."""
-    return Console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS, highlight=False, emoji=False)
 
 
 def print_json(value: Any) -> None:
@@ -42,6 +44,21 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
+def brief(text: str) -> str:
+    """The text with each SHA-256 cut to 16 digits: enough to tell it from others by eye; programs get it whole."""
+    return _DIGEST.sub(r"\1", text)
+
+
+def counted(count: int, what: str) -> str:
+    """How many there are of what a noun with a plural in s names: `1 input`, `1,200 inputs`."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def place(file: str, line: int) -> str:
+    """Where something stands; a line of 0 is not known."""
+    return f"{file}:{line}" if line else file
 
 
 def complain(message: str) -> None:

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
-from gateway.cli.output import console, print_json
+from gateway.cli.output import brief, console, counted, print_json
+from gateway.cli.policy_bundle import to_compare
 from gateway.cli.policy_flips import print_flips, tallied
-from gateway.cli.store import ledger_url
-from gateway.home import Home
+from gateway.cli.store import ledger_of
 from ledger import decisions
-from ledger.client import LedgerClient, open_ledger
+from ledger.client import LedgerClient
 from ledger.reports import DEFAULT_SINCE, moment
 from policy.backtest import Case, Tally, recorded_ruling
 from policy.judges import Judges
@@ -43,9 +43,9 @@ def backtest(
     """
     start = moment(since, datetime.now(UTC))
     old = None if against == RECORDED else Path(against)
-    with ExitStack() as open_now:
+    with to_compare(), ExitStack() as open_now:
         judges = open_now.enter_context(Judges(bundle, old))
-        client = open_now.enter_context(open_ledger(Home(home).path, ledger_url(home, config)))
+        client = open_now.enter_context(ledger_of(home, config))
         client.flush()
         began_s = time.monotonic()
         tally = tried(client, judges, start)
@@ -57,8 +57,9 @@ def backtest(
         print_flips(tally)
         rate = tally.all.inputs / took_s
         console().print(
-            f"{judges.revision} against {judges.old_revision or 'what was decided'} since {start:%Y-%m-%d %H:%M} UTC: "
-            f"{tally.all.inputs:,} distinct inputs in {took_s:.1f} s, {rate:,.0f} a second",
+            f"{brief(judges.revision)} against {brief(judges.old_revision or 'what was decided')} "
+            f"since {start:%Y-%m-%d %H:%M} UTC: "
+            f"{counted(tally.all.inputs, 'distinct input')} in {took_s:.1f} s, {rate:,.0f} a second",
             markup=False,
         )
     if fail_on_flip and tally.flipped:

@@ -9,14 +9,13 @@ import orjson
 import typer
 
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
-from gateway.cli.output import complain, console, print_json, print_rows
+from gateway.cli.output import brief, complain, console, place, print_json, print_rows
 from gateway.cli.policy_backtest import tried
-from gateway.cli.policy_bundle import folder_of
+from gateway.cli.policy_bundle import folder_of, to_compare
 from gateway.cli.policy_flips import print_flips
-from gateway.cli.store import ledger_url
-from gateway.composition import Unready
-from gateway.home import Home
-from ledger.client import LedgerUnavailable, QueryFailed, open_ledger
+from gateway.cli.store import ledger_of, ledger_url
+from gateway.home import HomeError
+from ledger.client import LedgerUnavailable, QueryFailed
 from ledger.reports import DEFAULT_SINCE, moment
 from policy.backtest import Tally
 from policy.bundle import Bundle, load
@@ -44,13 +43,16 @@ def diff(
 
     The answer is 0 whatever differs.
     """
-    old, new = (first, second) if second is not None else (_configured(config), first)
-    before, after = load(old), load(new)
-    found = difference(before, after)
+    old, new = (first, second) if second is not None else (folder_of(None, config, "name two folders"), first)
     start = moment(since or DEFAULT_SINCE, datetime.now(UTC))
-    if not as_json:
-        _print(before, after, found)
-    tally = _flips(old, new, start, home, config, is_asked=bool(since)) if before.revision != after.revision else None
+    tally = None
+    with to_compare():
+        before, after = load(old), load(new)
+        found = difference(before, after)
+        if not as_json:
+            _print(before, after, found)
+        if before.revision != after.revision:
+            tally = _flips(old, new, start, home, config, is_asked=bool(since))
     if as_json:
         print_json(_view(before, after, found, tally, start))
     elif tally is not None:
@@ -58,24 +60,17 @@ def diff(
         console().print(f"inputs decided or used since {start:%Y-%m-%d %H:%M} UTC", markup=False)
 
 
-def _configured(config: Path) -> Path:
-    try:
-        return folder_of(None, config)
-    except Unready as error:
-        raise typer.BadParameter("an OPA server has the configured bundle: name two folders") from error
-
-
 def _flips(old: Path, new: Path, start: datetime, home: Path, config: Path, *, is_asked: bool) -> Tally | None:
     """What flips; None where there is no ledger and none was asked for."""
-    if not is_asked and not _has_ledger(Home(home).path, config):
+    if not is_asked and not _has_ledger(home.absolute(), config):
         return None
     try:
         with ExitStack() as open_now:
             judges = open_now.enter_context(Judges(new, old))
-            client = open_now.enter_context(open_ledger(Home(home).path, ledger_url(home, config)))
+            client = open_now.enter_context(ledger_of(home, config))
             client.flush()
             return tried(client, judges, start)
-    except (LedgerUnavailable, QueryFailed) as error:
+    except (HomeError, LedgerUnavailable, QueryFailed) as error:
         if is_asked:
             raise
         complain(f"what flips is not known: {error}")
@@ -91,12 +86,12 @@ def _has_ledger(home: Path, config: Path) -> bool:
 
 
 def _print(old: Bundle, new: Bundle, found: Difference) -> None:
-    console().print(f"{old.root} ({old.revision}) → {new.root} ({new.revision})", markup=False, soft_wrap=True)
+    console().print(brief(f"{old.root} ({old.revision}) → {new.root} ({new.revision})"), markup=False, soft_wrap=True)
     if old.revision == new.revision:
         console().print("nothing that serves differs")
         return
     rules = [
-        {"change": each.change, "package": each.package, "rule": each.rule, "at": f"{each.file}:{each.line}"}
+        {"change": each.change, "package": each.package, "rule": each.rule, "at": place(each.file, each.line)}
         for each in found.rules
     ]
     _print_first("Rules", rules, _RULES)

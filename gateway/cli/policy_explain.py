@@ -9,16 +9,16 @@ import typer
 
 from gateway.cli.opa import TOKEN_ENV
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
-from gateway.cli.output import complain, console, print_json, print_rows, printable
+from gateway.cli.output import brief, complain, console, place, print_json, print_rows, printable
 from gateway.cli.policy_bundle import BundleOption, folder_of
-from gateway.cli.store import ledger_url
+from gateway.cli.store import ledger_of
 from gateway.config_file import ConfigError, load
-from gateway.home import Home
+from gateway.errors import POLICY_UNAVAILABLE
 from ledger import decisions
-from ledger.client import LedgerClient, open_ledger
+from ledger.client import LedgerClient
 from policy.bundle import files_of
 from policy.opa_management import Explanation, OpaManager
-from policy.port import PolicyError
+from policy.port import BundleError, EngineAway, PolicyError
 from policy.trace import Trace, Traced, trace
 
 OPA_LINES_MAX = 200
@@ -36,14 +36,14 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Show what policy decided on a request: the input, the decision, and which rules hold for that input."""
-    with open_ledger(Home(home).path, ledger_url(home, config)) as client:
+    with ledger_of(home, config) as client:
         client.flush()
         request, found = _recorded(client, request_id)
     decided = found[0]
-    traced = _traced(decided, bundle, config)
+    traced, code = _traced(decided, bundle, config)
     if as_json:
         print_json({**_view(request, found), **_traced_view(decided, traced)})
-        return
+        raise typer.Exit(code)
     if request is not None:
         _print_request(request)
     for each in found:
@@ -54,6 +54,7 @@ def explain(
         _print_trace(decided, traced)
     elif traced is not None:
         _print_opa(decided, traced)
+    raise typer.Exit(code)
 
 
 def _recorded(client: LedgerClient, request_id: str) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
@@ -62,8 +63,7 @@ def _recorded(client: LedgerClient, request_id: str) -> tuple[dict[str, Any] | N
     name = request_id if request is None else str(request["decision_id"])
     if not name:
         assert request is not None
-        why = request["error_code"] or request["status"]
-        complain(f"no policy decided on {request_id}: it ended as {request['status']} ({why}) before it was asked")
+        complain(_undecided(request_id, request))
         raise typer.Exit(1)
     found = decisions.decisions(client, name)
     if not found and request is None:
@@ -75,20 +75,31 @@ def _recorded(client: LedgerClient, request_id: str) -> tuple[dict[str, Any] | N
     return request, found
 
 
-def _traced(decided: dict[str, Any], bundle: Path | None, config: Path) -> Trace | Explanation | None:
-    """What the rules say to the input now, or the OPA server that decides; None, and a line why, where none can."""
+def _undecided(request_id: str, request: dict[str, Any]) -> str:
+    if request["error_code"] == POLICY_UNAVAILABLE.code:
+        where = "its answer says why, and the gateway's log where the engine was away or ended"
+        return f"policy gave no decision on {request_id}: {where}"
+    why = request["error_code"] or request["status"]
+    return f"no policy decided on {request_id}: it ended as {request['status']} ({why}) before it was asked"
+
+
+def _traced(decided: dict[str, Any], bundle: Path | None, config: Path) -> tuple[Trace | Explanation | None, int]:
+    """What the rules say to the input now, or the OPA server that decides; None, and a line why, where none can.
+
+    With it the exit code: what is on record is shown whether rules can be asked or not.
+    """
     input_json = decided["input"].encode()
     try:
         policy = load(config).config.policy if bundle is None else None
         if policy is not None and policy.is_remote:
             token = os.environ.get(policy.token_env or TOKEN_ENV, "")
             with OpaManager(policy.url, token) as opa:
-                return opa.explain(orjson.loads(input_json), decided["entry"])
+                return opa.explain(orjson.loads(input_json), decided["entry"]), 0
         folder = folder_of(bundle, config)
-        return trace(files_of(folder), folder, decided["entry"], input_json)
+        return trace(files_of(folder), folder, decided["entry"], input_json), 0
     except (PolicyError, ConfigError) as error:
         complain(f"no rules can be asked: {error}")
-        return None
+        return None, 3 if isinstance(error, EngineAway) else 2 if isinstance(error, BundleError | ConfigError) else 1
 
 
 def _print_request(request: dict[str, Any]) -> None:
@@ -100,7 +111,7 @@ def _print_request(request: dict[str, Any]) -> None:
 def _print_decision(decided: dict[str, Any]) -> None:
     what = "in its shadow, not in force" if decided["is_shadow"] else "decision"
     console().print(
-        f"{what}: {_said(bool(decided['allow']))} by {decided['policy_revision']} at {decided['at']} UTC, "
+        f"{what}: {_said(bool(decided['allow']))} by {brief(decided['policy_revision'])} at {decided['at']} UTC, "
         f"{_dotted(decided['entry'])}, {decided['decision_id']}",
         markup=False,
         soft_wrap=True,
@@ -134,7 +145,7 @@ def _print_opa(decided: dict[str, Any], said: Explanation) -> None:
 
 def _print_revision(decided: dict[str, Any], revisions: list[str]) -> None:
     """Whether the bundle that is asked is the one that decided."""
-    named = ", ".join(revisions) or "without a revision"
+    named = brief(", ".join(revisions)) or "without a revision"
     if decided["policy_revision"] in revisions:
         said = f"The bundle is the one that decided, {named}."
     else:
@@ -146,7 +157,7 @@ def _rule(traced: Traced) -> dict[str, str]:
     return {
         "holds": "yes" if traced.holds else "no",
         "rule": traced.rule.removeprefix(_ROOT),
-        "at": f"{traced.file}:{traced.line}",
+        "at": place(traced.file, traced.line),
         "value": _short(traced, _VALUE_CHARACTERS_MAX),
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gateway.cli.output import console, print_rows
+from gateway.cli.output import console, counted, print_rows
 from policy.backtest import KINDS, Tally
 from policy.judges import Judged
 
@@ -32,7 +32,7 @@ def print_flips(tally: Tally) -> None:
     print_rows("What would have been decided otherwise", rows, _TOTALS, as_json=False)
     if view["failed"]:
         said = "; ".join(f"{each['inputs']:,} times {each['message']}" for each in view["failures"][:3])
-        console().print(f"{view['failed']:,} inputs could not be decided, which denies: {said}", markup=False)
+        console().print(f"{counted(view['failed'], 'input')} could not be decided, which denies: {said}", markup=False)
     _print_first("By reason or obligation", [_cause(each) for each in view["by_cause"]], _CAUSES)
     _print_first("By team", [_scope(each) for each in view["by_team"]], _TEAMS)
     _print_first("By app", [_scope(each) for each in view["by_app"]], _APPS)
@@ -47,7 +47,7 @@ def progress(what: str, total: int) -> Iterator[Progress]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(stderr=True, emoji=False),
         transient=True,
     )
     bar.disable = not bar.console.is_terminal

@@ -8,13 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
-from gateway.cli.output import console, print_json
+from gateway.cli.output import brief, console, counted, print_json
 from gateway.cli.policy_backtest import case_of
 from gateway.cli.policy_flips import print_flips, tallied
-from gateway.cli.store import ledger_url
-from gateway.home import Home
+from gateway.cli.store import ledger_of
 from ledger import decisions
-from ledger.client import open_ledger
 from ledger.reports import DEFAULT_SINCE, moment
 from policy.backtest import Case, Ruling, Tally, recorded_ruling
 from policy.judges import Judged
@@ -33,7 +31,7 @@ def report(
     """Add up in what the recorded decisions of the shadow differ from those in force; of each input, the last ones."""
     start = moment(since, datetime.now(UTC))
     revisions: Counter[tuple[str, str]] = Counter()
-    with open_ledger(Home(home).path, ledger_url(home, config)) as client:
+    with ledger_of(home, config) as client:
         client.flush()
         found = decisions.shadowed_count(client, ADMISSION, start)
         tally = tallied(_judged(decisions.shadowed(client, ADMISSION, start, found), revisions), found)
@@ -47,15 +45,16 @@ def report(
 def _print(tally: Tally, pairs: list[dict[str, Any]], start: datetime) -> None:
     if not pairs:
         console().print(
-            f"no shadow has decided anything since {start:%Y-%m-%d %H:%M} UTC: set policy.shadow to a bundle",
+            f"no shadow has decided anything since {start:%Y-%m-%d %H:%M} UTC: set policy.shadow to a bundle; where it "
+            "is set, it may have failed on every input, which bursar_policy_shadow_failures_total counts",
             markup=False,
+            soft_wrap=True,
         )
         return
     print_flips(tally)
     for pair in pairs:
-        console().print(
-            f"{pair['shadow']} in the shadow of {pair['enforced']}: {pair['inputs']:,} inputs", markup=False
-        )
+        said = f"{pair['shadow']} in the shadow of {pair['enforced']}: {counted(pair['inputs'], 'input')}"
+        console().print(brief(said), markup=False)
 
 
 def _judged(rows: Iterator[dict[str, Any]], revisions: Counter[tuple[str, str]]) -> Iterator[list[Judged]]:

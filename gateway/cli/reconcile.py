@@ -13,7 +13,7 @@ from gateway.cli.admin import Admin
 from gateway.cli.offline import replicas
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import console, print_json, print_rows
-from gateway.cli.store import ledger_url
+from gateway.cli.store import ledger_of
 from gateway.config_file import load
 from gateway.controls import Controls
 from gateway.governance import system_now_us
@@ -21,7 +21,7 @@ from gateway.home import Home
 from gateway.keys import KeyStore
 from gateway.pseudonyms import Pseudonyms
 from gateway.reconciliation import Reconciliation, Result, sample
-from ledger.client import open_ledger, running
+from ledger.client import running
 
 # Sums over a large ledger take a while, and it is asked several things.
 TIMEOUT_S = 600.0
@@ -36,12 +36,12 @@ def reconcile(
     as_json: JsonOption = False,
 ) -> None:
     """Compare counters, runtimes and journal with the ledger; exit 1 while something drifts. Only --mend corrects."""
-    with open_ledger(Home(home).path, ledger_url(home, config)):
+    with ledger_of(home, config):
         asked = {"mend": mend, "rebase": rebase}
-        found = [admin.post("/admin/reconcile", asked, TIMEOUT_S) for admin in Admin.every(Home(home))]
+        found = [admin.post("/admin/reconcile", asked, TIMEOUT_S) for admin in Admin.every(Home.at(home))]
         if not found:
-            names = replicas(Home(home), config)
-            found = [asdict(asyncio.run(_at_rest(Home(home), config, name, mend=mend))) for name in names]
+            names = replicas(Home.at(home), config)
+            found = [asdict(asyncio.run(_at_rest(Home.at(home), config, name, mend=mend))) for name in names]
             for each in found:
                 each["not_compared"] = ["runtimes: the gateway does not run"]
     if as_json:

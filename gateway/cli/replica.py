@@ -28,8 +28,9 @@ _COLUMNS = ("replica", "here", "unseen_s", "counters", "unspent")
 @app.command("list")
 def list_replicas(home: HomeOption = HOME, config: ConfigOption = CONFIG, as_json: JsonOption = False) -> None:
     """List the gateways that Redis has seen, the one longest unseen first, and what each has leased and not spent."""
-    here = _journals(Home(home))
-    with _asked(Home(home), config) as client:
+    at_home = Home.found(home)
+    here = {} if at_home is None else _journals(at_home)
+    with _asked(at_home, config) as client:
         known = replicas.seen_replicas(client)
         # Those longest unseen are what one comes for: where there are too many, forgetting them shows the next.
         rows = [_row(each, replicas.unspent(client, each), here) for each in known[:ROWS_MAX]]
@@ -71,7 +72,7 @@ def forget(
 
 
 @contextmanager
-def _asked(home: Home, config: Path) -> Iterator[Redis]:
+def _asked(home: Home | None, config: Path) -> Iterator[Redis]:
     """The Redis of the book; what it does not answer ends the command."""
     path = in_force(home, config)
     book = load(path).config.book

@@ -14,9 +14,9 @@ from gateway.home import Home
 TIMEOUT_S = 2.0
 
 
-def in_force(home: Home, config: Path) -> Path:
+def in_force(home: Home | None, config: Path) -> Path:
     """The configuration named, or where there is none that of a gateway that runs on the home."""
-    if config.exists():
+    if config.exists() or home is None:
         return config
     runs = (home.read_run(name) for name in home.gateways() if home.alive(name))
     return next((Path(run["config"]) for run in runs if run is not None), config)

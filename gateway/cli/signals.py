@@ -2,20 +2,19 @@
 
 import time
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
-from gateway.cli.output import complain, print_rows
-from gateway.cli.store import ledger_url
-from gateway.composition import bundle_of
+from gateway.cli.output import complain, counted, print_rows
+from gateway.cli.policy_bundle import BundleOption, folder_of
+from gateway.cli.store import ledger_of
 from gateway.config_file import load
+from gateway.headroom import Scope, UnknownScope, resolved
 from gateway.home import Home
-from gateway.keys import KeyStore
+from gateway.keys import Key, KeyStore
 from gateway.privileges import Model, Report, Tool, Unused, in_force, registered
-from ledger.client import open_ledger
 from ledger.privileges import Uses, uses
 from ledger.reports import moment
 from policy import bundle as bundles
@@ -29,9 +28,7 @@ def privileges(
     since: Annotated[str, typer.Option(help="Unused since when: 30d, or a date.")] = "30d",
     org: Annotated[str | None, typer.Option(help="Of this organisation only.")] = None,
     team: Annotated[str | None, typer.Option(help="Of this team only.")] = None,
-    bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="A bundle folder instead of the configured one.")
-    ] = None,
+    bundle: BundleOption = None,
     home: HomeOption = HOME,
     config: ConfigOption = CONFIG,
     as_json: JsonOption = False,
@@ -40,13 +37,12 @@ def privileges(
     now = datetime.now(UTC)
     since_s = int(moment(since, now).timestamp())
     loaded = load(config)
-    folder = bundle if bundle is not None else bundle_of(loaded)
-    keys = [
-        key
-        for key in in_force(KeyStore(Home(home).keys).list(), int(time.time()))
-        if org in (None, key.org) and team in (None, key.team)
-    ]
-    with open_ledger(Home(home).path, ledger_url(home, config)) as client:
+    folder = folder_of(bundle, config)
+    known = in_force(KeyStore(Home.at(home).keys).list(), int(time.time()))
+    keys = [key for key in known if org in (None, key.org) and team in (None, key.team)]
+    if known and not keys:
+        _refuse(Scope(org or "", team or ""), known)
+    with ledger_of(home, config) as client:
         client.flush()
         used = uses(client)
     tables = bundles.load(folder).data
@@ -54,11 +50,20 @@ def privileges(
     with Child.of(folder) as engine:
         report = Report(engine, loaded.config.env.name, keys, models, _tools(tables, used), used, since_s)
         found = list(report.unused())
-    title = f"Granted to {len(keys)} keys and not used since {moment(since, now):%Y-%m-%d %H:%M} UTC"
+    title = f"Granted to {counted(len(keys), 'key')} and not used since {moment(since, now):%Y-%m-%d %H:%M} UTC"
     print_rows(title, [_shown(each) for each in found], _COLUMNS, as_json=as_json)
     if not used.first_s or used.first_s > since_s:
         said = f"begins on {_day(used.first_s)}" if used.first_s else "is empty"
         complain(f"the ledger {said}, so what was used before that is not known here")
+
+
+def _refuse(scope: Scope, known: list[Key]) -> NoReturn:
+    """Ends the command over a scope that no key is of, as `bursar headroom` does: a wrong name must not look unused."""
+    try:
+        resolved(scope, (key.principal for key in known), ())
+    except UnknownScope as error:
+        complain(str(error))
+    raise typer.Exit(1)
 
 
 def _tools(tables: dict[str, object], used: Uses) -> list[Tool]:

@@ -8,10 +8,10 @@ import typer
 from gateway.cli.admin import Admin
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import complain, console, print_json, print_rows
+from gateway.cli.store import ledger_of
 from gateway.config_file import load
 from gateway.home import Home
 from gateway.slos import measure, status_row, status_view
-from ledger.client import open_ledger
 
 _COLUMNS = ("id", "scope", "promise", "events", "good", "left", "fast", "slow", "p50 / p95 / p99 ms", "state")
 _PARTS = ("part", "left", "known", "limited by", "why")
@@ -26,7 +26,10 @@ def slo(
 ) -> None:
     """Measure every SLO in the ledger: what is left of its error budget and how fast that burns."""
     loaded = load(config).config
-    with open_ledger(Home(home).path, loaded.ledger.store_url(Home(home).path)) as client:
+    if check and not loaded.slos:
+        complain(f"there are no SLOs in {config} to check: write some under slos")
+        raise typer.Exit(2)
+    with ledger_of(home, config) as client:
         # Rows of the second that goes on count too.
         found = measure(client, [each.target for each in loaded.slos], int(time.time()) + 1)
     if as_json:
@@ -51,7 +54,7 @@ def headroom(
     as_json: JsonOption = False,
 ) -> None:
     """How much room a scope has left, in thousandths, and what limits it; the running gateway is asked."""
-    admin = Admin.of(Home(home))
+    admin = Admin.of(Home.at(home))
     if admin is None:
         complain(f"no gateway runs on {home}, and only one that does knows its risk: start `bursar up`")
         raise typer.Exit(3)

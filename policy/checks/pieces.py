@@ -1,4 +1,7 @@
-"""Texts in pieces that one turn of a check can be made on: they overlap by a line, or by what a finding may be long."""
+"""Texts in pieces that one turn of a check can be made on: they overlap by a line, or by what a finding may be long.
+
+A finding lies in one line, but for a number with a checksum, which may go over several.
+"""
 
 from collections.abc import Iterator
 
@@ -6,6 +9,8 @@ from policy.checks.port import Text
 
 PIECE_CHARS = 16_384
 OVERLAP_CHARS = 1024
+# No card and no IBAN is longer: 34 characters in groups of four, each on a line of its own.
+SPAN_CHARS = 64
 
 
 def pieces(texts: list[Text]) -> Iterator[list[Text]]:
@@ -29,7 +34,7 @@ def _cut(text: Text) -> Iterator[Text]:
         end = start + PIECE_CHARS
         cut = whole.rfind("\n", start + 2 * OVERLAP_CHARS, end) + 1 or end
         yield Text(text.where, line, whole[start:cut])
-        again = max(whole.rfind("\n", start, cut - 1) + 1, cut - OVERLAP_CHARS)
+        again = max(whole.rfind("\n", start, cut - SPAN_CHARS) + 1, cut - OVERLAP_CHARS)
         line += whole.count("\n", start, again)
         start = again
     yield Text(text.where, line, whole[start:])

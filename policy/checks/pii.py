@@ -40,9 +40,10 @@ def find(texts: list[Text], entities: tuple[str, ...], score_min: float) -> list
     """The personal data of these kinds in these texts, each kind once a line; at most `FINDINGS_MAX`."""
     found: dict[Finding, None] = {}
     for text in texts:
+        written = text.text.replace("\r\n", "\n")  # for one character at most stands between groups of digits
         for entity in entities:
-            for start in _starts(text.text, entity, score_min):
-                line = text.first_line + text.text.count("\n", 0, start)
+            for start in _starts(written, entity, score_min):
+                line = text.first_line + written.count("\n", 0, start)
                 found[Finding(entity, f"{text.where} line {line}")] = None
         if len(found) >= FINDINGS_MAX:
             break

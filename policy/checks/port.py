@@ -22,7 +22,7 @@ HUMAN = "human"
 NAMES = (TOOL_CALLS, SECRETS, JSON_SCHEMA, PII, SECOND_MODEL, HUMAN)
 # These can be made on a part of an answer, line by line.
 BY_LINE = frozenset({SECRETS, PII})
-# The modules that a check needs, all of the extra `verify`.
+# The modules that a check needs; `jsonschema` is there always, the others come with the extra `verify`.
 LIBRARIES = {SECRETS: "detect_secrets", JSON_SCHEMA: "jsonschema", TOOL_CALLS: "jsonschema", PII: "presidio_analyzer"}
 
 

@@ -224,6 +224,11 @@ class CheckProcesses:
         self._texts = texts
         self._schemas = schemas
 
+    @property
+    def ended(self) -> int:
+        """How many processes were ended, or found dead."""
+        return self._texts.ended + self._schemas.ended
+
     async def find(self, check: str, given: dict[str, Any]) -> list[Finding]:
         """What a check finds; raises CheckFailed and SchemaRefused."""
         return await (self._texts if check in BY_LINE else self._schemas).find(check, given)

@@ -52,7 +52,10 @@ def tool_calls_of(answer: Any) -> tuple[ToolCall, ...]:
 
 
 def leaves(choice: Any) -> Iterator[Leaf]:
-    """Every text of a choice or of a streamed part of one, whatever the field is called, but for what names and ids."""
+    """Every text of a choice or of a streamed part of one, whatever the field is called, but for what names and ids.
+
+    Arguments are one text, their JSON. Raises JSONEncodeError where they are nested too deep to be written.
+    """
     if isinstance(choice, dict):
         for name, value in choice.items():
             if name in ("delta", "message") and isinstance(value, dict):  # the same thing, at two times
@@ -79,8 +82,8 @@ def _walk(value: Any, path: tuple[str | int, ...]) -> Iterator[Leaf]:
         is_one = len(path) == 2 and path[0] == "tool_calls"
         for name, each in value.items():
             if name in _ARGUMENTS and is_call(path) and isinstance(each, dict | list):
-                yield Leaf((*path, name), _written(each) or "")
-            if not (is_one and name in _OF_CALL):
+                yield Leaf((*path, name), orjson.dumps(each).decode())
+            elif not (is_one and name in _OF_CALL):
                 yield from _walk(each, (*path, name))
     elif isinstance(value, list):
         for place, each in enumerate(value):

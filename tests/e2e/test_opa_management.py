@@ -9,6 +9,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from gateway.cli import opa as commands
+from gateway.cli.output import brief
 from policy.bundle import load
 from policy.opa_build import build
 from policy.opa_management import OpaManager, Refused
@@ -131,7 +132,7 @@ def test_the_commands_build_wait_for_what_they_built_and_tell_why_another_is_not
     built = ran(*arguments, "--key", str(keys.private), "--verify", str(keys.public))
     revision = load(SHIPPED).revision
     assert built.exit_code == 0
-    assert built.output.endswith(f": {revision}, {file.stat().st_size:,} bytes, signed as bursar\n")
+    assert built.output.endswith(f": {brief(revision)}, {file.stat().st_size:,} bytes, signed as bursar\n")
     with serving(file) as service, opa_server.OpaServer(service.configuration(keys.public)) as opa:
         seen = ran("status", "--opa", opa.url, "--revision", revision, "--json")
         assert seen.exit_code == 0

@@ -84,7 +84,7 @@ class Plane:
             reconcile=self.reconcile,
             approvals=self.approvals,
             rules=lambda: self.rules,
-            person=lambda key: person_of(key, keys, self.root.key_id, lambda user: user),
+            person=lambda key: person_of(key.key_id, key.user, keys, self.root.key_id),
             withheld=self.answers.get,
             headroom=self.headroom,
             risks=self.risks,

@@ -8,9 +8,9 @@ import pytest
 
 from gateway.approvals import (
     DETAIL_BYTES_MAX,
-    ENDED_MAX,
+    KEY_PART,
+    KIND_MAX,
     LEGAL,
-    PENDING_MAX,
     Approval,
     Approvals,
     IllegalMove,
@@ -21,6 +21,7 @@ from gateway.approvals import (
     TooManyPending,
     UnknownApproval,
 )
+from gateway.cli import approve
 from ledger.journal import JournalError
 
 NOON_S = 1_772_280_000
@@ -177,16 +178,49 @@ def test_an_unknown_one_says_where_to_look(of: Setup) -> None:
 
 
 def test_what_waits_and_what_is_remembered_are_bounded(of: Setup) -> None:
-    waiting = [of.ask() for _ in range(PENDING_MAX)]
-    with pytest.raises(TooManyPending):
+    for number in range(KIND_MAX["reload"]):
+        of.ask(Person(f"k{number}"))
+    with pytest.raises(TooManyPending, match="100 approvals of kind reload are pending"):
         of.ask()
-    of.now_s += 61
-    of.ask()
+    for _ in range(2):
+        of.now_s += 61
+        of.ask()
     assert [each.state for each in of.approvals.every()] == [State.PENDING]
     ended = [each for each in of.approvals.every(pending_only=False) if each.state is State.EXPIRED]
-    assert len(ended) == min(ENDED_MAX, len(waiting))
+    assert len(ended) == KIND_MAX["reload"]
     with pytest.raises(ValueError, match="bytes"):
         of.approvals.request("reload", "a", requested_by=ALICE, ttl_s=1, detail={"x": "y" * DETAIL_BYTES_MAX})
+
+
+def test_one_key_and_one_kind_take_up_no_more_than_their_part(of: Setup) -> None:
+    def answer(key_id: str) -> Approval:
+        return of.approvals.request("answer", "r", requested_by=Person(key_id), ttl_s=60, detail={})
+
+    for number in range(KEY_PART):
+        for _ in range(KIND_MAX["answer"] // KEY_PART):
+            answer(f"k{number}")
+        with pytest.raises(TooManyPending):
+            answer(f"k{number}")
+    with pytest.raises(TooManyPending):
+        answer("another")
+    assert of.ask().state is State.PENDING
+
+
+def test_what_there_was_no_room_to_list_is_counted(
+    of: Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = {"path": "budgets.a.limit", "before": 5, "after": 9, "why": "more fits"}
+    detail = {"loosens": [shown], "loosens_count": 1_001}
+    made = of.approvals.request("reload", "a", requested_by=ALICE, ttl_s=60, detail=detail)
+
+    class Gateway:
+        def get(self, path: str, **query: str) -> dict[str, Any]:
+            return {"approvals": [made.view()]}
+
+    monkeypatch.setattr(approve, "_admins", lambda *named: [Gateway()])
+    approve.approvals()
+    said = capsys.readouterr().out
+    assert "  budgets.a.limit: 5 -> 9: more fits\n  and 1,000 more" in said
 
 
 @pytest.mark.parametrize(

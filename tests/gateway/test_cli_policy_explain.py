@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from gateway.cli import policy_explain
+from gateway.cli.output import brief
 from policy.opa_management import Explanation
 from policy.port import ADMISSION
 from tests.gateway.decisions_on_record import FILE, RULES, Named, Recording, recorded
@@ -98,7 +99,7 @@ def test_where_an_opa_server_decides_it_is_asked(
     monkeypatch.setattr(policy_explain, "OpaManager", Opa)
     monkeypatch.setattr(policy_explain, "OPA_LINES_MAX", 1)
     said = ran(DONE, "policy", "explain", asked.denied, home=of.home, config=remote).stdout
-    assert f"The bundle is the one that decided, {revision}." in said
+    assert f"The bundle is the one that decided, {brief(revision)}." in said
     assert 'OPA: {"allow":false}\nEnter data.bursar\nand 1 more lines' in said
     found = json.loads(ran(DONE, "policy", "explain", asked.denied, "--json", home=of.home, config=remote).stdout)
     assert (found["bundle"], found["opa"]["is_the_one_that_decided"]) == (None, True)

@@ -11,6 +11,7 @@ import yaml
 
 from domain.ids import uuid7
 from gateway.cli import policy_diff, policy_flips
+from gateway.cli.output import brief
 from ledger import client, decisions
 from tests.gateway.decisions_on_record import FILE, NEW_CAPS, RULES, Named, Recording, recorded, write_bundle
 from tests.gateway.deployment import closed_port
@@ -216,7 +217,8 @@ def test_a_shadow_is_compared_with_what_was_in_force(on_record: tuple[Recording,
     assert found["obligations_changed"]["requests"] == 2
     old, new = (of.engines[root].revision for root in (of.old, of.new))
     assert found["revisions"] == [{"enforced": old, "shadow": new, "inputs": 2}]
-    assert f"{new} in the shadow of {old}: 2 inputs" in ran(DONE, "policy", "shadow", "report", home=of.home).stdout
+    said = f"{brief(new)} in the shadow of {brief(old)}: 2 inputs"
+    assert said in ran(DONE, "policy", "shadow", "report", home=of.home).stdout
     nothing = ran(DONE, "policy", "shadow", "report", "--since", "2100-01-01", home=of.home).stdout
     assert "no shadow has decided anything since 2100-01-01" in nothing
 

@@ -17,21 +17,29 @@ from gateway.flow import Outcome
 from gateway.governance import Governance
 from gateway.metering import Observed
 from gateway.tool_calls import ROWS_MAX
+from gateway.webhooks import QUEUE_MAX
 from observability import names
 from observability.probes import WATCHED
+from policy.checks.port import CheckFailed
+from policy.checks.process import CheckProcess, CheckProcesses
 from policy.embedded import EmbeddedEngine
 from policy.opa import OpaEngine
+from policy.risk import Tracker
 from runtime.openai.usage import Report
 from tests.fake_opa import FakeOpa, answers
 from tests.gateway.gateway_process import GatewayProcess
 from tests.gateway.one_worker import OneWorker, admitted, ask
 from tests.gateway.test_full_journal import full
+from tests.policy.scorings import scoring
 
 ROW = {"request_id": "r1", "org": "acme", "team": "search", "app": "web", "served_model": "plain"}
 BY_SCHEMA = {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}}
 ANSWER = {"choices": [{"index": 0, "message": {"content": "{}"}, "finish_reason": "stop"}]}
 NO_DECISION = 'package bursar.admission\n\nimport rego.v1\n\ndecision := {"allow": "perhaps"}\n'
-OF_A_SHARED_BOOK = {names.BOOK_AWAY, names.BOOK_EXCHANGES, names.BOOK_FETCHES, names.BOOK_WAITING}
+OF_A_SHARED_BOOK = {
+    *(names.BOOK_AWAY, names.BOOK_EXCHANGES, names.BOOK_FETCHES, names.BOOK_WAITING),
+    names.RISK_SCORES_UNTOLD,
+}
 
 Begin = Callable[..., Any]
 
@@ -103,8 +111,9 @@ async def test_an_earlier_decision_that_serves_while_opa_is_away_is_counted(begi
         assert not (await admitted(of)).decision.is_last_known_good
         fake.reply = answers({}, 503)
         assert isinstance(of.decider.engine, OpaEngine)
+        assert shown(of, names.POLICY_AWAY) == 0
         await of.decider.engine.poll()
-        assert shown(of, names.POLICY_BRIDGED) == 0
+        assert (shown(of, names.POLICY_AWAY), shown(of, names.POLICY_BRIDGED)) == (1, 0)
         assert (await admitted(of)).decision.is_last_known_good
         assert shown(of, names.POLICY_BRIDGED) == 1
         assert isinstance(await flow.admit(of, ask(of, stream=True)), Refusal), "that was never decided"
@@ -151,6 +160,40 @@ async def test_sampled_answers_that_find_no_room_among_those_that_are_checked_ar
     await asyncio.sleep(0)
     assert shown(of, names.QUALITY_SKIPPED) == 4
     await of.noticing.close()
+
+
+async def test_events_that_no_webhook_got_are_counted(begin: Begin) -> None:
+    hooks = [{"id": hook, "url": f"http://127.0.0.1:9/{hook}", "events": ["overage"]} for hook in ("one", "two")]
+    _, of = await begin(webhooks=hooks)
+    for _ in range(QUEUE_MAX + 3):
+        of.webhooks.publish({"name": "overage"})
+    assert shown(of, names.WEBHOOK_EVENTS_DROPPED) == 2 * 3
+    assert shown(of, names.WEBHOOK_EVENTS_FAILED) == 0
+    of.webhooks.tallies["two"].failed = 5
+    assert shown(of, names.WEBHOOK_EVENTS_FAILED) == 5
+
+
+async def test_scopes_for_whose_risk_there_is_no_room_are_counted(begin: Begin) -> None:
+    _, of = await begin()
+    assert shown(of, names.RISK_SCOPES_DROPPED) == 0
+    of.risks.tracker = Tracker(scoring(), (1, 1, 1))
+    for team in ("one", "two", "three"):
+        of.risks.tracker.observe("upstream_error", "acme", team, "web", "", of.now_us() // 1_000_000)
+    assert shown(of, names.RISK_SCOPES_DROPPED) == 2 * 2
+
+
+async def test_processes_of_checks_that_are_ended_or_found_dead_are_counted() -> None:
+    texts, schemas = CheckProcess(10.0, ()), CheckProcess(0.3, ())
+    processes = CheckProcesses(texts, schemas)
+    await processes.find("secrets", {"texts": [["here", 1, "hello"]]})
+    assert texts.pid is not None
+    os.kill(texts.pid, signal.SIGKILL)
+    with pytest.raises(CheckFailed, match="did not end within"):
+        await processes.find("json_schema", {"texts": [["here", f'"{"a" * 40}!"']], "schema": {"pattern": "^(a+)+$"}})
+    assert processes.ended == 1
+    await processes.find("secrets", {"texts": [["here", 1, "hello"]]})
+    assert processes.ended == 2
+    await processes.close()
 
 
 def test_a_gateway_shows_each_of_them_from_its_start(gateway: GatewayProcess) -> None:

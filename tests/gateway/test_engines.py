@@ -1,6 +1,7 @@
 """Engines are looked after as long as they serve, whatever goes wrong meanwhile."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from gateway import engines
 from gateway.engines import Engines
 from policy.opa import OpaEngine, OpaServer
+from policy.port import ADMISSION, EngineAway
+from tests.gateway.one_worker import OneWorker
 
 
 class Faulty(OpaEngine):
@@ -40,3 +43,23 @@ async def test_an_opa_is_looked_after_again_after_a_fault(monkeypatch: pytest.Mo
     assert engine.runs == 3
     assert of._following is not None
     of._following.cancel()
+
+
+async def test_an_opa_that_nobody_waits_for_any_more_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    polled: list[OpaEngine] = []
+
+    async def never(self: OpaEngine) -> None:
+        polled.append(self)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(OpaEngine, "poll", never)
+    loaded = OneWorker(tmp_path, sections={"policy": {"url": "http://127.0.0.1:1"}}).load()
+    opening = asyncio.create_task(Engines({}).open(loaded))
+    async with asyncio.timeout(30):
+        while not polled:  # noqa: ASYNC110 it tells nobody
+            await asyncio.sleep(0.001)
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    assert opening.cancelled()
+    with pytest.raises(EngineAway, match="closed"):
+        await polled[0].evaluate(ADMISSION, b"{}")

@@ -82,3 +82,19 @@ def test_tools_that_policy_blocks_are_taken_out(gateway: GatewayProcess, fake: F
     body = fake.received[gateway.ended(gateway.chat(tools=[SHELL], tool_choice="auto"))["request_id"]].body
     assert "tools" not in body
     assert "tool_choice" not in body
+
+
+def test_tools_that_policy_blocks_are_taken_out_whatever_they_are_called_in(
+    gateway: GatewayProcess, fake: FakeRuntime
+) -> None:
+    """Functions of the older kind, which come without a type, and custom tools; each goes by its own name."""
+    functions = [SHELL["function"], CLOCK["function"]]
+    custom = {"type": "custom", "custom": {"name": "shell"}}
+    answer = gateway.chat(functions=functions, function_call="auto", tools=[custom], tool_choice="required")
+    assert answer.headers["x-bursar-degraded"] == "tools"
+    body = fake.received[gateway.ended(answer)["request_id"]].body
+    assert (body["functions"], body["function_call"]) == ([CLOCK["function"]], "auto")
+    assert body.keys().isdisjoint({"tools", "tool_choice"})
+    answer = gateway.chat(functions=functions[:1], function_call={"name": "shell"})
+    body = fake.received[gateway.ended(answer)["request_id"]].body
+    assert body.keys().isdisjoint({"functions", "function_call"})

@@ -33,23 +33,33 @@ def cramped(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield cramped
 
 
-def test_a_decision_that_is_not_one_denies(cramped: GatewayProcess, fake: FakeRuntime) -> None:
+def test_a_decision_that_is_not_one_denies_and_does_not_replace_one_that_is(
+    fake: FakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start takes the bundle that there is; a reload of one that decides nothing leaves the last good one."""
+    monkeypatch.setenv(KEY_ENV, "runtime-secret")
+    config = deploy(tmp_path, fake.url, approvals={"loosening": False})
     broken = tables()
     broken["offers"]["plain"]["terms"]["ok"]["surprise"] = 1
-    write_bundle(cramped.config.parent / "rego", broken)
-    assert cramped.admin.post("/admin/reload").json()["applied"] is True
-    calls = len(fake.received)
-    answer = cramped.chat()
-    error = error_of(answer, 503, "policy_unavailable")
-    assert "surprise" in error["message"]
-    assert int(answer.headers["retry-after"]) >= 1
-    row = cramped.ended(answer)
-    assert (row["status"], row["http_status"], row["charges"]) == ("refused", 503, ())
-    assert len(fake.received) == calls
-    error_of(cramped.client.get("/v1/models", headers=cramped.headers("free")), 503, "policy_unavailable")
-    write_bundle(cramped.config.parent / "rego", tables())
-    assert cramped.admin.post("/admin/reload").json()["applied"] is True
-    assert cramped.chat().status_code == 200
+    write_bundle(tmp_path / "rego", broken)
+    with gateway_process.running(tmp_path / "home", config) as gateway:
+        calls = len(fake.received)
+        answer = gateway.chat()
+        error = error_of(answer, 503, "policy_unavailable")
+        assert "surprise" in error["message"]
+        assert int(answer.headers["retry-after"]) >= 1
+        row = gateway.ended(answer)
+        assert (row["status"], row["http_status"], row["charges"]) == ("refused", 503, ())
+        assert len(fake.received) == calls
+        error_of(gateway.client.get("/v1/models", headers=gateway.headers("free")), 503, "policy_unavailable")
+        write_bundle(tmp_path / "rego", tables())
+        assert gateway.admin.post("/admin/reload").json()["applied"] is True
+        assert gateway.chat().status_code == 200
+        write_bundle(tmp_path / "rego", broken)
+        said = gateway.admin.post("/admin/reload").json()
+        [problem] = said["problems"]
+        assert (said["applied"], "admission.rego:" in problem, "surprise" in problem) == (False, True, True)
+        assert gateway.chat().status_code == 200
 
 
 def test_a_full_journal_admits_nothing_more_and_loses_nothing(cramped: GatewayProcess, fake: FakeRuntime) -> None:

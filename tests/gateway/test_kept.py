@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import pytest
+
 from domain.intent import Principal
-from gateway.approvals import Approval, Approvals, Person, State
+from gateway.approvals import KIND_MAX, Approval, Approvals, Person, State, UnknownApproval
 from gateway.errors import APPROVAL_DENIED, APPROVAL_NOT_FOUND, Refusal
 from gateway.kept import US, KeptAnswer, KeptAnswers, fetching, nothing_withheld, reading
 
@@ -16,15 +18,19 @@ class Rows:
         """Nothing is recorded here."""
 
 
-def asked(approvals: Approvals) -> str:
-    return approvals.request("answer", "r1", requested_by=Person("k1"), ttl_s=60, detail={}).id
+def asked(approvals: Approvals) -> Approval:
+    return approvals.request("answer", "r1", requested_by=Person("k1"), ttl_s=60, detail={})
+
+
+def waiting(name: str) -> Approval:
+    return Approval(name, "answer", "r1", "", {}, Person("k1"), 1, 61)
 
 
 def test_an_approved_answer_is_for_the_key_that_asked() -> None:
     kept, approvals = KeptAnswers(10, 1000, 60), Approvals(Rows(), lambda: US)
     fetch = fetching(kept, approvals, lambda: US)
-    name = asked(approvals)
-    kept.put(name, ADA, HEADERS, b"answer", US)
+    name = (approval := asked(approvals)).id
+    kept.put(approval, ADA, HEADERS, b"answer", US)
     assert reading(kept, lambda: US)(name) == b"answer"
     assert reading(kept, lambda: US)("none") is None
     pending = fetch(name, ADA)
@@ -43,8 +49,8 @@ def test_an_approved_answer_is_for_the_key_that_asked() -> None:
 
 def test_a_denied_answer_is_forgotten() -> None:
     kept, approvals = KeptAnswers(10, 1000, 60), Approvals(Rows(), lambda: US)
-    name = asked(approvals)
-    kept.put(name, ADA, HEADERS, b"answer", US)
+    name = (approval := asked(approvals)).id
+    kept.put(approval, ADA, HEADERS, b"answer", US)
     approvals.decide(name, Person("admin"), approve=False, reason="not this")
     refusal = fetching(kept, approvals, lambda: US)(name, ADA)
     assert isinstance(refusal, Refusal)
@@ -53,30 +59,36 @@ def test_a_denied_answer_is_forgotten() -> None:
     assert len(kept) == 0
 
 
-def test_an_answer_whose_approval_is_not_known_any_more_is_not_released() -> None:
-    kept = KeptAnswers(10, 1000, 60)
-    kept.put("gone", ADA, HEADERS, b"answer", US)
-    refusal = fetching(kept, Approvals(Rows(), lambda: US), lambda: US)("gone", ADA)
-    assert isinstance(refusal, Refusal)
-    assert refusal.kind is APPROVAL_NOT_FOUND
+def test_an_approved_answer_is_fetched_however_much_else_has_ended_since() -> None:
+    kept, approvals = KeptAnswers(10, 1000, 60), Approvals(Rows(), lambda: US)
+    approval = asked(approvals)
+    kept.put(approval, ADA, HEADERS, b"answer", US)
+    approvals.decide(approval.id, Person("admin"), approve=True)
+    for _ in range(KIND_MAX["answer"]):
+        approvals.expire(asked(approvals).id, "whoever asked has left")
+    with pytest.raises(UnknownApproval):
+        approvals.get(approval.id)
+    answer = fetching(kept, approvals, lambda: US)(approval.id, ADA)
+    assert isinstance(answer, KeptAnswer)
+    assert answer.body == b"answer"
 
 
 def test_the_oldest_is_forgotten_over_a_bound() -> None:
     kept = KeptAnswers(3, 100, 60)
     for number in range(4):
-        kept.put(str(number), ADA, HEADERS, b"x" * 10, US)
+        kept.put(waiting(str(number)), ADA, HEADERS, b"x" * 10, US)
     assert [kept.get(str(number), US) is not None for number in range(4)] == [False, True, True, True]
     kept = KeptAnswers(10, 100, 60)
     for number in range(5):
         assert kept.can_keep(25)
-        kept.put(str(number), ADA, HEADERS, b"x" * 25, US)
+        kept.put(waiting(str(number)), ADA, HEADERS, b"x" * 25, US)
     assert [kept.get(str(number), US) is not None for number in range(5)] == [False, True, True, True, True]
     assert not kept.can_keep(26)
 
 
 def test_an_answer_is_forgotten_after_a_time() -> None:
     kept = KeptAnswers(10, 100, 60)
-    kept.put("a", ADA, HEADERS, b"x", US)
+    kept.put(waiting("a"), ADA, HEADERS, b"x", US)
     assert kept.get("a", 60 * US) is not None
     assert kept.get("a", 61 * US) is None
     kept.forget("a")
@@ -91,9 +103,9 @@ def test_where_nothing_is_ever_withheld_nothing_is_found() -> None:
 
 def test_one_key_crowds_out_only_its_own() -> None:
     for kept, body in ((KeptAnswers(3, 1000, 60), b"x"), (KeptAnswers(99, 100, 60), b"x" * 25)):
-        kept.put("b0", BOB, HEADERS, b"answer", US)
+        kept.put(waiting("b0"), BOB, HEADERS, b"answer", US)
         for number in range(9):
-            kept.put(f"a{number}", ADA, HEADERS, body, US)
+            kept.put(waiting(f"a{number}"), ADA, HEADERS, body, US)
         assert kept.get("b0", US) is not None
         assert kept.get("a0", US) is None
         assert kept.get("a8", US) is not None

@@ -6,8 +6,17 @@ from typing import Any
 import pytest
 
 from domain.decision import Decision, Obligations, Reason
-from gateway.loosening_bundle import REPLAYED_MAX, Policies, Replay, bundle_loosenings, flip, replay, weaker
-from policy.port import EngineAway, EvaluationError, PolicyInput, canonical
+from gateway.loosening_bundle import (
+    REPLAY_S_MAX,
+    REPLAYED_MAX,
+    Policies,
+    Replay,
+    bundle_loosenings,
+    flip,
+    replay,
+    weaker,
+)
+from policy.port import EngineAway, EvaluationError, PolicyInput, Undefined, Unfinished, canonical
 
 INPUT = canonical(PolicyInput("acme", "search", "web", (), "internal", "chat", "plain").document())
 DENIED = {"allow": False, "reasons": [{"code": "no", "message": "No."}], "obligations": {}}
@@ -82,13 +91,23 @@ async def test_recorded_inputs_are_decided_again_with_the_new_bundle() -> None:
     assert found == Replay(2)
 
 
-@pytest.mark.parametrize("value", [EvaluationError("no"), {"allow": "yes"}, None])
+@pytest.mark.parametrize("value", [EvaluationError("no"), Undefined("none"), {"allow": "yes"}, None])
 async def test_what_the_new_bundle_cannot_decide_is_denied_and_so_no_looser(value: object) -> None:
     assert await replay([decision(max_output_tokens=5)], answering(value)) == Replay(1)
 
 
-async def test_an_engine_that_cannot_be_asked_has_shown_nothing() -> None:
-    assert not (await replay([decision()], answering(EngineAway("away")))).is_whole
+@pytest.mark.parametrize("value", [EngineAway("away"), Unfinished("too long")])
+async def test_an_engine_that_is_away_or_does_not_end_has_shown_nothing(value: Exception) -> None:
+    """Given more time, or an idle machine, it might admit: that it did not end is no denial."""
+    found = await replay([decision(allow=False)] * 3, answering(value))
+    assert found == Replay(0, is_whole=False)
+    assert bundle_loosenings(OLD, changed(ADMISSION, '{"cap": 6}'), found)
+
+
+async def test_for_so_long_at_most_inputs_are_decided_again() -> None:
+    times = iter([0.0, 1.0, REPLAY_S_MAX, REPLAY_S_MAX + 1])
+    found = await replay([decision()] * 9, answering(allowed()), lambda: next(times))
+    assert (found.decided, found.is_whole) == (2, False)
 
 
 async def test_so_many_inputs_at_most_are_decided_again() -> None:
@@ -118,7 +137,7 @@ def test_a_change_of_admissions_that_flips_something_is_listed_with_what_flips()
     [
         (changed(ADMISSION, '{"cap": 6}'), None, "approvals.bundle is always"),
         (changed(ADMISSION, '{"cap": 6}'), Replay(0), "no recorded inputs"),
-        (changed(ADMISSION, '{"cap": 6}'), Replay(2, is_whole=False), "no recorded inputs"),
+        (changed(ADMISSION, '{"cap": 6}'), Replay(2, is_whole=False), "could not all be decided again"),
         (changed(TOOLS, '{"registry": {"shell": 1}}'), Replay(3), "only admissions are decided again"),
         (changed("bursar/risk/new.rego", "package bursar.risk\n\nscoring := 1\n"), Replay(3), "only admissions are"),
         (Policies("sha256:2"), Replay(3), "are not known"),
@@ -210,6 +229,33 @@ def test_terms_that_another_package_reads_count_as_looser(reads: str, *, is_list
     before = Policies("sha256:1", {**OLD.files, **reader})
     after = Policies("sha256:2", {**before.files, TERMS: b'{"terms": {"small": 2}}'})
     assert bool(bundle_loosenings(before, after, Replay(3))) is is_listed
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        "not data.bursar.admission.rows[input.org][input.team][input.app].blocked_tools[input.tool]",
+        'not other.row["blocked_tools"][input.tool]',
+    ],
+)
+def test_a_field_of_a_row_that_another_package_reads_by_itself_counts_as_looser(reads: str) -> None:
+    rules = READS.files[RULES].decode().replace("_row", "row").encode()
+    tools = f"package bursar.tools\n\nimport data.bursar.admission as other\n\ndecision if {reads}\n".encode()
+    before = Policies("sha256:1", {**READS.files, RULES: rules, "bursar/tools/tools.rego": tools})
+    row = before.files[ADMISSION].replace(b"true", b"false")
+    (found,) = bundle_loosenings(before, Policies("sha256:2", {**before.files, ADMISSION: row}), Replay(3))
+    assert found.path == 'data.bursar.admission.rows.acme.search.web.blocked_tools["a/b"]'
+
+
+@pytest.mark.parametrize(("reads", "is_listed"), [("capped", True), ("offered", False)])
+def test_a_term_that_another_package_reads_through_a_rule_of_admissions_counts_as_looser(
+    reads: str, *, is_listed: bool
+) -> None:
+    rules = READS.files[RULES] + b"\ncapped if data.bursar.budget.terms.small == input.calls\n"
+    tools = READS.files["bursar/tools/tools.rego"].replace(b"other.offered(input.tool)", f"other.{reads}".encode())
+    files = {**READS.files, RULES: rules, "bursar/tools/tools.rego": tools, TERMS: b'{"terms": {"small": 1}}'}
+    after = Policies("sha256:2", {**files, TERMS: b'{"terms": {"small": 2}}'})
+    assert bool(bundle_loosenings(Policies("sha256:1", files), after, Replay(3))) is is_listed
 
 
 def test_a_rule_that_changes_is_named_with_its_place() -> None:

@@ -70,6 +70,8 @@ def test_all_of_it_can_be_said() -> None:
         ({"objective": 0}, "objective", "greater than 0"),
         ({"objective": 99.9}, "objective", "less than 1"),
         ({"objective": 0.9999999}, "objective", "six decimals at most"),
+        ({"objective": 0.9999999999999}, "objective", "six decimals at most"),
+        ({"objective": 4e-13}, "objective", "six decimals at most"),
         ({"objective": float("nan")}, "objective", "finite"),
         ({"window": "28"}, "window", "must be a number and a unit: 5m, 6h, 28d or 4w"),
         ({"window": "0d"}, "window", "must be a number and a unit"),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -13,9 +13,11 @@ import pytest
 from gateway.approvals import Approvals, Person, SamePerson, State
 from gateway.config import Policy
 from gateway.config_file import LoadedConfig, load
+from gateway.controls import Controls
 from gateway.home import Home
 from gateway.keys import Key, KeyStore
 from gateway.loosening_bundle import Policies
+from gateway.pseudonyms import Pseudonyms
 from gateway.reviews import (
     SHOWN_BYTES_MAX,
     Applied,
@@ -29,6 +31,7 @@ from gateway.reviews import (
     record_start,
     remember,
 )
+from gateway.second_person import SecondPerson
 from policy.bundle import files_of, revision_of
 from tests.gateway.deployment import KEY_ENV, deploy, document
 
@@ -75,6 +78,11 @@ class Setup:
 
     async def verdict(self, new: Applied, by: Person = ALICE, approval_id: str = "") -> dict[str, Any] | None:
         return (await self.reviews.verdict(self.in_force, new, Asked(by, approval_id), [], _never)).held
+
+
+def files(table: dict[str, Any]) -> dict[str, bytes]:
+    """A bundle with a table that no admission is decided by."""
+    return {"bursar/admission/a.rego": RULES, "bursar/x/data.json": orjson.dumps(table)}
 
 
 async def _never(input_json: bytes) -> object:
@@ -204,6 +212,21 @@ async def test_very_much_that_loosens_is_shown_in_part_and_counted_whole(of: Set
     assert len(orjson.dumps(held["loosens"])) < 2 * SHOWN_BYTES_MAX
 
 
+async def test_a_long_name_or_value_hides_nothing_that_comes_after_it(of: Setup) -> None:
+    """A table that holds a long note and a key as long, before the limit that is raised."""
+    tables = [{"zz_limit": 5}, {"zz_limit": 5_000_000, "aa_note": "x" * 40_000, "b" * 40_000: 1}]
+    before, after = (
+        replace(of.in_force, policies=Policies(f"sha256:{number}", files(table))) for number, table in enumerate(tables)
+    )
+    of.in_force = before
+    held = await of.verdict(after)
+    assert held is not None
+    assert (held["loosens_count"], len(held["loosens"])) == (3, 3)
+    note, limit = held["loosens"][0], held["loosens"][-1]
+    assert note["after"] == f"{'x' * 100}…[40,000 characters]…{'x' * 100}"
+    assert (limit["path"], limit["before"], limit["after"]) == ("data.bursar.x.zz_limit", 5, 5_000_000)
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     return Home(tmp_path / "home")
@@ -263,7 +286,7 @@ class People:
         return self.keys.create("-", "-", "admin", user, kind="admin", made_by=by.key_id)[0]
 
     def person(self, key: Key) -> Person:
-        return person_of(key, self.keys, self.root.key_id, lambda user: user and f"u-{user}")
+        return person_of(key.key_id, key.user, self.keys, self.root.key_id)
 
 
 def test_keys_that_the_home_made_are_of_different_people_and_those_they_made_are_not(home: Home) -> None:
@@ -284,7 +307,7 @@ def test_a_user_is_one_person_with_any_key(home: Home) -> None:
     people = People(home)
     one, two = people.made(people.root, "alice"), people.made(people.root, "alice")
     assert people.person(one).is_same(people.person(two))
-    assert people.person(one).user == "u-alice"
+    assert people.person(one).user == "alice"
 
 
 def test_whoever_sends_signals_is_whoever_can_read_the_home(home: Home) -> None:
@@ -296,6 +319,25 @@ def test_whoever_sends_signals_is_whoever_can_read_the_home(home: Home) -> None:
     assert machine.is_same(people.person(people.root))
     assert not machine.is_same(people.person(people.made(people.root)))
     people.keys.revoke(root)
+    assert local_key(home, people.keys) == ""
+
+
+def test_whoever_made_the_key_of_an_app_is_no_second_person_to_it(home: Home) -> None:
+    people = People(home)
+    alice, bob = people.made(people.root), people.made(people.root)
+    pseudonyms = Pseudonyms(b"k" * 32)
+    of = SecondPerson(home, "gateway", people.keys, cast(Controls, Rows()), pseudonyms, lambda: NOW_S * 1_000_000)
+    for maker, same in ((alice, [alice]), (people.root, [])):
+        key, _ = people.keys.create("acme", "research", "lab", "carol", made_by=maker.key_id)
+        asks = of.requester(pseudonyms.applied(key.principal, None))
+        assert asks.user == pseudonyms.of("carol")
+        assert [each for each in (alice, bob, people.root) if asks.is_same(of.person(each))] == same
+
+
+def test_a_home_whose_own_key_cannot_be_read_has_none(home: Home) -> None:
+    """Its keys then count as those of one person, and nothing else fails."""
+    people = People(home)
+    home.admin_secret_path.unlink()
     assert local_key(home, people.keys) == ""
 
 

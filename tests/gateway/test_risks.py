@@ -13,11 +13,12 @@ from structlog.testing import capture_logs
 from gateway.risks import SCORING_APPLIED, TOLD_MAX, Risks, names_of, scope_of
 from ledger.journal import JournalFull
 from ledger.segments import read, replay_from_snapshot
-from policy.risk import APP, RUN, TEAM, Scope
+from policy.risk import APP, RUN, TEAM, LevelChange, Scope
 from policy.scoring import SIGNALS, parse_scoring
 from tests.gateway.risk_desk import NOON_US, OTHER, POINT, US, WEB, Desk, scoring
 
 ROOT = Path(__file__).resolve().parents[2]
+WEB_SCOPE = Scope(APP, ("acme", "search", "web"))
 
 
 @pytest.fixture
@@ -109,6 +110,50 @@ def test_levels_fall_while_the_worker_is_down_and_the_ledger_hears_of_it_when_it
     assert {step[2] for step in desk.steps()[4:]} == {"normal"}
 
 
+def test_signals_that_are_written_after_a_level_fell_find_it_fallen_in_the_journal_too(desk: Desk) -> None:
+    desk.open()
+    desk.happen("tool_blocked", 5)
+    desk.now_us += 161 * US - 100_000
+    desk.signals.note("tool_blocked", org="acme", team="search", app="web", count=2)
+    desk.now_us += 100_000
+    desk.risks.tick()
+    desk.signals.flush()
+    before, said = desk.risks.snapshot(), desk.steps()
+    assert {step[1:] for step in said[2:]} == {("elevated", "normal")}
+    desk.close()
+    assert desk.open().snapshot() == before
+    assert desk.steps() == said
+
+
+def test_a_clock_that_was_ahead_holds_no_level_up_and_a_restart_finds_the_same(desk: Desk) -> None:
+    desk.open()
+    desk.now_us += 86_400 * US
+    desk.happen("tool_blocked", 20)
+    desk.now_us -= 86_400 * US
+    desk.pass_s(1)
+    assert len(desk.rows("control", SCORING_APPLIED)) == 2, "so that replay has it go on from the same second"
+    desk.pass_s(60)
+    before = desk.risks.snapshot()
+    desk.close()
+    assert desk.open().snapshot() == before
+    desk.pass_s(110)
+    assert desk.risks.level(WEB, "") == "high"
+    desk.pass_s(200)
+    assert desk.risks.level(WEB, "") == "normal"
+    assert len(desk.rows("control", SCORING_APPLIED)) == 2
+
+
+def test_a_level_from_elsewhere_that_a_clock_ahead_has_recorded_falls_however_often_the_worker_is_killed(
+    desk: Desk,
+) -> None:
+    """What came from elsewhere is not in the journal but as the level that it made."""
+    desk.open().on_change(LevelChange(WEB_SCOPE, "normal", "critical", 20 * POINT, NOON_US // US + 86_400, {}))
+    for level in ("critical", "critical", "critical", "high", "elevated", "normal"):
+        desk.close()
+        assert desk.open().level(WEB, "") == level
+        desk.pass_s(80)
+
+
 def test_what_stands_before_the_snapshot_is_not_counted_again(desk: Desk) -> None:
     desk.open()
     desk.happen("tool_blocked", 6)
@@ -173,6 +218,18 @@ def test_kills_change_nothing(tmp_path_factory: pytest.TempPathFactory, events: 
         desk.close()
     assert killed.risks.snapshot() == spared.risks.snapshot()
     assert killed.steps() == spared.steps()
+
+
+def test_a_fall_is_recorded_once_though_the_worker_is_killed_after_it(desk: Desk) -> None:
+    desk.open()
+    desk.happen("tool_blocked", 10)
+    desk.pass_s(400)
+    once = desk.steps()
+    assert [step[2] for step in once if step[0].startswith("app")] == ["high", "elevated", "normal"]
+    desk.close()
+    desk.open()
+    desk.pass_s(2)
+    assert desk.steps() == once
 
 
 def test_a_scoring_that_was_changed_is_recorded_and_applies_to_what_came_after_it_alone(desk: Desk) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from observability.probes import WATCHED
 from tests.gateway.deployment import document, tables
 from tests.gateway.fake_runtime import OUTPUT_TOKENS, FakeRuntime, chunk, sse
 from tests.gateway.gateway_process import HELLO, ROOT, bursar, error_of, until, write_bundle, write_config
@@ -133,6 +134,8 @@ def test_an_application_has_one_limit_and_one_key_at_both(home: Path) -> None:
             assert error["bursar"]["budget"] == "few-requests"
         seen = [(c["spent"], c["spent_elsewhere"]) for r in (first, second) for c in r.counters("few-requests")]
         assert sorted(map(sum, seen)) == [4, 4]
+        shown = {line.split(" ")[0] for line in first.client.get("/metrics").text.splitlines()}
+        assert set(WATCHED) - shown == set()
 
 
 def test_a_key_revoked_at_one_is_refused_by_the_other(home: Path) -> None:

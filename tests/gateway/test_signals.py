@@ -67,7 +67,7 @@ def test_what_happens_in_a_second_is_one_row_with_its_count_and_its_first_reques
     [row] = noting.journal.rows
     assert row.pop("event_id")
     assert row == {
-        "ts_us": NOW_US,
+        "ts_us": NOW_US + 900_000,
         "name": "policy_violation",
         "org": "acme",
         "team": "search",
@@ -77,7 +77,7 @@ def test_what_happens_in_a_second_is_one_row_with_its_count_and_its_first_reques
         "subject": "clearance_too_low",
         "level": "warn",
         "value": 1_000,
-        "detail": {"model": "plain"},
+        "detail": {"model": "plain", "since_us": NOW_US},
     }
     assert of.flush() == of.waiting == 0
 
@@ -127,7 +127,7 @@ def test_a_flood_of_runs_is_counted_by_app_and_hides_no_other_app(noting: Noting
     assert rows["policy_violation", "quiet", "", OTHER] == 1
     assert sum(rows.values()) == 10_001
     folded = [row["detail"] for row in noting.journal.rows if row["subject"] == OTHER]
-    assert folded == [{"folded": True}] * 2
+    assert folded == [{"folded": True, "since_us": NOW_US}] * 2
 
 
 def test_the_number_of_groups_is_bounded_whatever_is_noted(noting: Noting) -> None:
@@ -263,7 +263,12 @@ def test_a_denied_tool_is_noted_unless_risk_denied_it(noting: Noting) -> None:
     of.flush()
     [row] = noting.journal.rows
     assert (row["subject"], row["value"]) == ("wipe", 1)
-    assert row["detail"] == {"phase": "called", "server": "disks", "reason": "not_registered"}
+    assert row["detail"] == {
+        "phase": "called",
+        "server": "disks",
+        "reason": "not_registered",
+        "since_us": NOW_US,
+    }
 
 
 def of_check(of: Signals) -> None:
@@ -300,6 +305,8 @@ def test_checks_spend_and_answers_are_noted(
     [
         (["approval_required"], "verification_unmade"),
         (["busy", "library_missing"], "verification_unmade"),
+        (["not_started"], "verification_unmade"),
+        (["too_large"], "verification_unmade"),
         (["second_model_failed"], "verification_unmade"),
         (["second_model_refused"], "verification_unmade"),
         (["expired"], "verification_unmade"),
@@ -327,7 +334,7 @@ def test_an_answer_that_passes_is_counted_as_judged_only(noting: Noting) -> None
     of.flush()
     [noted] = noting.journal.rows
     assert (noted["name"], noted["level"], noted["subject"]) == ("quality", "ok", "plain")
-    assert noted["detail"] == {"flags": ["truncated"], "score_permille": 700}
+    assert noted["detail"] == {"flags": ["truncated"], "score_permille": 700, "since_us": NOW_US}
 
 
 def test_loading_a_bundle_that_was_in_force_before_is_a_rollback(noting: Noting) -> None:
@@ -339,7 +346,7 @@ def test_loading_a_bundle_that_was_in_force_before_is_a_rollback(noting: Noting)
     of.flush()
     [row] = noting.journal.rows
     assert (row["name"], row["subject"], row["value"]) == ("rollback", "policy", 2)
-    assert row["detail"] == {"from": "three", "to": "two"}
+    assert row["detail"] == {"from": "three", "to": "two", "since_us": NOW_US}
 
 
 def test_revisions_long_gone_are_forgotten(noting: Noting) -> None:

@@ -8,7 +8,7 @@ import pytest
 from domain.decision import Decision, Obligations
 from domain.intent import Principal
 from gateway import errors
-from gateway.approvals import Approvals
+from gateway.approvals import Approvals, Person, SamePerson, State
 from gateway.errors import Refusal
 from gateway.kept import KeptAnswers
 from gateway.repeats import Answer
@@ -16,6 +16,7 @@ from gateway.verification import FAILED, PASSED, ToolVerdict, Verification, Veri
 from gateway.verification_config import SecondModel, Verify
 from ledger.journal import JournalFull
 from policy.checks import port
+from policy.checks.pieces import SPAN_CHARS
 from policy.checks.port import CheckFailed, Finding, SchemaRefused
 from policy.port import PolicyUnavailable
 
@@ -83,7 +84,8 @@ def verifier(process: Process, noted: Noted | None = None, **more: Any) -> Verif
         "config": Verify(approval_wait_s=0, schema_bytes_max=100),
         "process": process,
         "now_us": lambda: 1_000_000,
-        "kept": KeptAnswers(10, 1000, 60),
+        "kept": KeptAnswers(more.get("kept_max", 10), 1000, 60),
+        "requester": lambda principal: Person(principal.key_id, line=frozenset({principal.key_id, "maker"})),
         "tool_asked": allowed,
         "judge": judge,
         "approvals": Approvals(more.get("rows", Rows()), lambda: 1_000_000),
@@ -308,6 +310,27 @@ async def test_an_answer_that_nobody_has_approved_yet_is_kept() -> None:
     assert noted == [(FAILED, "human", ["approval_required"])]
 
 
+async def test_an_answer_that_others_crowd_out_waits_for_nobody_any_more() -> None:
+    verifying = verifier(Process(), kept_max=1)
+    assert verifying.approvals is not None
+    for _ in range(3):
+        assert await whole(await begun(verifying, "human")) is not None
+    (waits,) = verifying.approvals.every()
+    assert verifying.kept.get(waits.id, 1_000_000) is not None
+    ended = verifying.approvals.every(pending_only=False)[:-1]
+    assert [(each.state, "crowded it out" in each.reason) for each in ended] == [(State.EXPIRED, True)] * 2
+
+
+async def test_whoever_made_the_key_of_an_app_cannot_approve_its_answers() -> None:
+    verifying = verifier(Process())
+    assert verifying.approvals is not None
+    assert await whole(await begun(verifying, "human")) is not None
+    (waits,) = verifying.approvals.every()
+    with pytest.raises(SamePerson):
+        verifying.approvals.decide(waits.id, Person("maker", line=frozenset({"maker"})), approve=True)
+    assert verifying.approvals.decide(waits.id, Person("other"), approve=True).state is State.APPROVED
+
+
 async def test_an_approval_that_cannot_be_recorded_fails_and_nothing_is_kept() -> None:
     verifying = verifier(Process(), rows=Rows(JournalFull("full")))
     refusal = await whole(await begun(verifying, "human"))
@@ -319,7 +342,8 @@ async def test_an_approval_that_cannot_be_recorded_fails_and_nothing_is_kept() -
 async def test_parts_of_a_stream_are_checked_by_what_can_read_parts() -> None:
     process, noted = Process(), Noted()
     verification = await begun(verifier(process, noted), "secrets", "pii", "tool_calls")
-    assert verification.granularity == (True, False, True)
+    assert verification.granularity == (True, False, True, SPAN_CHARS)
+    assert (await begun(verifier(process, noted), "secrets")).granularity == (True, False, False, 0)
     for _ in range(2):
         assert await verification.texts([port.Text("choice 0 content", 1, "x")]) is None
     assert process.asked == ["secrets", "pii"] * 2

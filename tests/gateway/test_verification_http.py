@@ -130,6 +130,11 @@ def test_a_fallback_is_held_to_its_own_obligations(verified: GatewayProcess) -> 
     assert "x-bursar-verified" not in answer.headers
 
 
+def test_what_cannot_be_verified_is_not_served_by_another_model(verified: GatewayProcess) -> None:
+    error = error_of(verified.chat(model="backed", return_token_ids=True), 400, "invalid_request")
+    assert error["param"] == "return_token_ids"
+
+
 @pytest.mark.parametrize(
     ("content", "kinds"),
     [
@@ -213,8 +218,9 @@ def _checks_pids(gateway: GatewayProcess) -> list[int]:
 
 
 def _has_ended(pid: int) -> bool:
-    """Whether a process is gone, or only waits for its parent to hear of its end."""
-    return _read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()[:1] in ([], [b"Z"])
+    """Whether a process is gone, or only waits for its parent to hear of its end: which is once no other thread is."""
+    threads = [*Path(f"/proc/{pid}/task").glob("*")]
+    return len(threads) <= 1 and _read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()[:1] in ([], [b"Z"])
 
 
 def _read(path: Path) -> bytes:

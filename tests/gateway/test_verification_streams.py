@@ -96,11 +96,12 @@ def test_a_stream_that_fails_later_ends_in_an_error_event(verified: GatewayProce
     until(lambda: request_id in fake.left, "the runtime to be left")
 
 
-def test_a_finding_across_a_line_break_is_seen_before_either_line_goes(verified: GatewayProcess) -> None:
-    parts = [chunk(text, usage(1)) for text in ("one\n", "two\n", "card 4111 1111\n", "1111 1111\n", "more\n")]
+def test_a_number_across_line_breaks_is_seen_before_any_of_its_lines_goes(verified: GatewayProcess) -> None:
+    line = "This line is longer than a number over several lines can be, as most are.\n"
+    parts = [chunk(text, usage(1)) for text in (line, f"{line}card 4111\n1111\n", "1111\n", "1111\n", "more\n")]
     verified.chat(model="private")  # the process of checks is there
     answer = ask(verified, "private", sse(*events(*parts[:2]), 2.0, *events(*parts[2:3]), 2.0, *events(*parts[3:]), 20))
-    assert content(answer.text) == "one\ntwo\n"
+    assert content(answer.text) == line
     assert payloads(answer.text)[-1]["error"]["bursar"]["kinds"] == ["CREDIT_CARD"]
 
 
@@ -188,7 +189,9 @@ def test_a_stream_that_breaks_off_releases_nothing_more(verified: GatewayProcess
 def test_an_error_event_is_the_runtimes_failure_and_releases_nothing_more(verified: GatewayProcess) -> None:
     """The text of the error, which may quote the model, is not passed on, and no check takes it for an answer."""
     said = json.dumps({"error": {"message": f"out of memory at {AWS}", "type": "x", "code": 500}})
-    script = sse(*events(*(chunk(text, usage(at)) for at, text in enumerate(LINES, start=1)), said, "[DONE]"))
+    parts = events(*(chunk(text, usage(at)) for at, text in enumerate(LINES, start=1)))
+    script = sse(*parts, 1.0, *events(said, "[DONE]"))  # so that the text is not read together with the error
+    verified.chat(model="secretive")  # the process of checks is there
     answer = ask(verified, "secretive", script)
     assert content(answer.text) == "".join(LINES[:2])
     error = payloads(answer.text)[-1]["error"]
@@ -196,6 +199,10 @@ def test_an_error_event_is_the_runtimes_failure_and_releases_nothing_more(verifi
     ended_broken(verified, answer)
     answer = ask(verified, "formed", script, response_format={"type": "json_object"})
     assert "broke off its answer" in error_of(answer, 502, "upstream_error")["message"]
+    ended_broken(verified, answer)
+    answer = ask(verified, "tooled", script)
+    assert AWS not in answer.text
+    assert "[DONE]" not in answer.text
     ended_broken(verified, answer)
 
 

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from domain.ids import uuid7
+from tests.gateway.fake_runtime import chunk, closing, events, sse, usage
 from tests.gateway.gateway_process import HELLO, GatewayProcess, error_of, until
 from tests.gateway.verified_deployment import AWS, SCHEMA, calling, says, withheld
 
@@ -105,9 +106,13 @@ def test_a_second_model_that_stalls_is_timed_out_and_is_a_no(verified: GatewayPr
     assert (own["status"], own["http_status"], own["certainty"]) == ("failed", 504, "at_most")
 
 
-def test_a_client_that_leaves_while_the_second_model_is_asked_ends_both(verified: GatewayProcess) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_while_the_second_model_is_asked_ends_both(verified: GatewayProcess, stream: bool) -> None:
+    """What it leaves is a complete answer, and is charged as one."""
     client_id = uuid7()
-    body = {"model": "judged", "messages": HELLO, "script": says("stalling")}
+    streamed = sse(*events(chunk("stalling", usage(3)), closing(usage(3)), "[DONE]"))
+    script = streamed if stream else says("stalling")
+    body = {"model": "judged", "messages": HELLO, "stream": stream, "n": 4, "max_tokens": 40, "script": script}
     headers = verified.headers("free", **{"x-request-id": client_id})
     with httpx.Client(base_url=verified.url, timeout=0.6) as leaving, pytest.raises(httpx.TimeoutException):
         leaving.post("/v1/chat/completions", json=body, headers=headers)

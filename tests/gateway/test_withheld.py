@@ -168,6 +168,32 @@ def test_a_line_is_released_when_the_next_one_has_been_seen() -> None:
     assert shown(withheld.all_passed()) == {0: "two\nthree"}
 
 
+@pytest.mark.parametrize("line", ["7777\n", "7777\r\n", "7"])
+def test_a_number_over_many_lines_is_seen_before_any_of_it_goes(line: str) -> None:
+    span = 64
+    number = line * (span // len(line))
+    for before in range(2 * span):
+        lines = ["x" * before + "\n", *re.findall(r".*\n|.+", number), "\n", "and\n", "so\n", "on\n" * span]
+        withheld, out = Withheld(BY_LINE._replace(span_chars=span), MANY), b""
+        for each in lines:
+            withheld.feed(chunk(each))
+            if any(number in text.text for text in withheld.due()):
+                break
+            out += withheld.passed()
+        assert any(number in text.text for text in withheld.due())
+        assert len(shown(out).get(0, "")) <= before + 1
+
+
+def test_a_span_holds_back_no_more_than_itself_and_the_last_line() -> None:
+    withheld = Withheld(BY_LINE._replace(span_chars=8), MANY)
+    withheld.feed(chunk("one\n") + chunk("two\n") + chunk("three\n"))
+    assert withheld.due() == [Text("choice 0 content", 1, "one\ntwo\nthree\n")]
+    assert shown(withheld.passed()) == {0: "one\n"}
+    withheld.feed(chunk("four\n"))
+    assert withheld.due() == [Text("choice 0 content", 2, "two\nthree\nfour\n")]
+    assert shown(withheld.passed()) == {0: "two\n"}
+
+
 def test_usage_and_the_end_pass_in_order_and_comments_do_not() -> None:
     withheld = Withheld(BY_LINE, MANY)
     withheld.feed(USAGE + b": SECRET\n\n" + b"event: SECRET\nid: 7\n\n")
@@ -296,6 +322,20 @@ def test_what_is_nested_too_deep_to_be_looked_through_is_not_released() -> None:
     event = b'data: {"choices":[{"index":0,"delta":{"made_up":%b}}]}\n\n' % deep.encode()
     with pytest.raises(Garbage, match="nested too deep"):
         Withheld(BY_LINE, MANY).feed(event)
+    arguments = json.loads('{"a":' * 300 + '"SECRET"' + "}" * 300)
+    with pytest.raises(Garbage, match="nested too deep"):
+        texts_of({"choices": [{"message": {"tool_calls": [{"function": {"arguments": arguments}}]}}]})
+
+
+def test_where_a_text_stands_is_told_in_the_words_of_the_api_alone() -> None:
+    """A finding is told to the client, and the name of a member may be what is withheld."""
+    message = {"content": {"SECRET": "a"}, "tool_calls": [{"function": {"arguments": {"SECRET": "b"}}}]}
+    found = texts_of({"choices": [{"message": message}], "SECRET": [{"text": "c"}]})
+    assert [(each.where, each.text) for each in found] == [
+        ("choice 0 content.*", "a"),
+        ("choice 0 tool_calls.0.function.arguments", '{"SECRET":"b"}'),
+        ("*.0.text", "c"),
+    ]
 
 
 def test_vectors_are_no_text() -> None:

@@ -296,6 +296,20 @@ def test_an_evaluation_that_does_not_end_fails_alone(write_bundle: WriteBundle) 
     assert "did not end within 2 s" in found[1].failure
 
 
+def test_rulings_that_are_known_are_forgotten_where_their_inputs_hold_too_many_bytes(
+    monkeypatch: pytest.MonkeyPatch, bundle: Path
+) -> None:
+    monkeypatch.setattr(judges, "KNOWN_BYTES_MAX", 250)
+    judge = Judge(judges.files_of(bundle), bundle)
+    try:
+        assert [each.allow for each in judge.rulings([an_input("acme"), an_input("b" * 100)])] == [True, False]
+        assert len(judge._known) == 2
+        assert [each.allow for each in judge.rulings([an_input("c" * 100), an_input("acme")])] == [False, True]
+        assert judge._known == {}
+    finally:
+        judge.close()
+
+
 def test_a_bundle_that_cannot_serve_leaves_no_process(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no such folder"):
         Judges(bundle, tmp_path / "missing", processes=2)

@@ -104,15 +104,30 @@ async def test_a_check_that_breaks_on_what_it_is_given_fails_and_the_process_liv
     assert process.pid == pid
 
 
-async def test_a_process_that_cannot_be_started_fails_the_check() -> None:
-    broken = CheckProcess(1.0, DEFAULT, command=(sys.executable, "-c", "raise SystemExit(1)"))
-    assert await failure(broken, "secrets", HARMLESS) == "crash"
-    await broken.close()
+BREAKS = """
+import socket, sys
+sock = socket.socket(fileno=int(sys.argv[1]))
+sock.recv(1 << 16)
+said = b'{"failed": "RuntimeError"}'
+sock.sendall(len(said).to_bytes(4, "big") + said)
+sock.recv(1)
+"""
 
 
-async def test_a_command_that_is_not_there_fails_the_check() -> None:
-    broken = CheckProcess(1.0, DEFAULT, command=("/there/is/nothing/here",))
-    assert await failure(broken, "secrets", HARMLESS) == "crash"
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("/there/is/nothing/here",),
+        (sys.executable, "-c", "raise SystemExit(1)"),
+        (sys.executable, "-c", "import time; time.sleep(60)"),
+        (sys.executable, "-c", BREAKS),
+    ],
+    ids=["is not there", "ends", "hangs", "fails on nothing"],
+)
+async def test_a_check_that_cannot_even_be_prepared_is_not_started(command: tuple[str, ...]) -> None:
+    """Whoever asked is not blamed for it, as for a `crash` or a `timeout` of the check of their answer."""
+    broken = CheckProcess(1.0, DEFAULT, start_s=1.0, command=command)
+    assert await failure(broken, "secrets", HARMLESS) == "not_started"
     await broken.close()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from policy.checks import json_schema, pii, port, secrets, tool_calls, verdict
+from policy.checks.pieces import SPAN_CHARS
 from policy.checks.pii_entities import DEFAULT, RECOGNIZERS, SCORE_MIN
 from policy.checks.port import Finding, SchemaRefused, Text
 
@@ -110,12 +111,21 @@ def test_what_is_no_personal_data_is_left_alone(written: str) -> None:
     assert pii.find(text(written), DEFAULT, SCORE_MIN) == []
 
 
+@pytest.mark.parametrize("line_break", ["\n", "\r\n"])
 @pytest.mark.parametrize(
-    ("written", "kind"), [("4111 1111\n1111 1111", "CREDIT_CARD"), ("DE89 3704 0044\n0532 0130 00", "IBAN_CODE")]
+    ("written", "kind"),
+    [
+        ("4111 1111\n1111 1111", "CREDIT_CARD"),
+        ("4111\n1111\n1111\n1111", "CREDIT_CARD"),
+        ("DE89 3704 0044\n0532 0130 00", "IBAN_CODE"),
+        ("MT84\nMALT\n0110\n0001\n2345\nMTLC\nAST0\n01S", "IBAN_CODE"),
+    ],
 )
-def test_a_number_with_a_checksum_is_found_across_a_line_break(written: str, kind: str) -> None:
-    found = pii.find(text(f"one\n{written}\nfour"), (kind,), SCORE_MIN)
+def test_a_number_with_a_checksum_is_found_across_line_breaks(written: str, kind: str, line_break: str) -> None:
+    written = f"one\n{written}\nfour".replace("\n", line_break)
+    found = pii.find(text(written), (kind,), SCORE_MIN)
     assert found == [Finding(kind, "choice 0 content line 2")]
+    assert len(written) <= SPAN_CHARS  # by which streams and pieces overlap
     assert pii.find(text("2125\n5501\n2345\n6789"), DEFAULT, SCORE_MIN) == []
 
 

@@ -21,6 +21,7 @@ from policy.port import (
     PolicyInput,
     PolicyUnavailable,
     Undefined,
+    canonical,
 )
 from policy.session import BundleSession
 
@@ -103,6 +104,41 @@ async def test_the_oldest_decision_leaves_a_full_cache(fake_engine, request_fact
     assert (len(engine.asked), decider.cached_decisions) == (3, 2)
     await decider.decide(one)
     assert (len(engine.asked), decider.cached_decisions) == (4, 2)
+
+
+async def test_long_inputs_leave_a_cache_that_holds_too_many_bytes(fake_engine, request_facts: PolicyInput) -> None:
+    decider = Decider(fake_engine(ALLOW), cache_bytes_max=30_000)
+    for number in range(10):
+        await decider.decide(request_facts._replace(tools=(f"{number}" * 10_000,)))
+    assert [json.loads(each.input_json)["intent"]["tools"][0][0] for each in decider.decisions()] == ["8", "9"]
+    for number in range(10):
+        await decider.decide(request_facts._replace(app=f"app{number}"))
+    assert decider.cached_decisions > 10
+    await decider.decide(request_facts._replace(tools=("x" * 40_000,)))
+    assert decider.cached_decisions == 1
+
+
+async def test_what_a_revision_decided_is_known_though_it_is_decided_anew(fake_engine, request_facts) -> None:
+    """A replay goes by it, so nobody can have it forgotten by changing a shadow twice, or a timeout."""
+    decider = Decider(fake_engine(DENY, "sha256:a"), cache_max=2)
+    facts = [request_facts._replace(app=f"app{number}") for number in range(4)]
+    one, two, *more = facts
+    for each in (one, two):
+        await decider.decide(each)
+    decider.forget()
+    decider.forget()
+    decider.swap(fake_engine(ALLOW, "sha256:a"))
+    again = await decider.decide(two)
+    assert [(known.input_json, known.allow) for known in decider.decisions()] == [
+        (canonical(one.document()), False),
+        (again.input_json, True),
+    ]
+    for each in more:
+        await decider.decide(each)
+        decider.forget()
+    assert len(decider.decisions()) == 2
+    decider.swap(fake_engine(ALLOW, "sha256:b"))
+    assert decider.decisions() == []
 
 
 def test_a_cache_without_room_is_refused(fake_engine) -> None:

@@ -52,6 +52,12 @@ def test_comments_layout_and_order_of_rules_are_no_change() -> None:
     assert rules(RULES, moved) == []
 
 
+def test_a_bracket_that_no_longer_follows_on_its_line_is_a_change() -> None:
+    """What is false by its key is true by itself, and so is the list that stands alone then."""
+    by_key = RULES + "\nopen if {\n\tdata.levels[input.level]\n}\n"
+    assert [each.rule for each in rules(by_key, by_key.replace("[input", "\n\t[input"))] == ["open"]
+
+
 def test_a_changed_clause_is_named_where_it_stands_now() -> None:
     new = RULES.replace("globex", "umbra")
     assert rules(RULES, new) == [

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -184,6 +185,33 @@ async def test_closing_fails_what_is_under_way_and_ends_the_process(write_bundle
     assert engine._child.process.returncode is not None
     with pytest.raises(EngineAway, match="closed"):
         await engine.evaluate(ADMISSION, b"{}")
+
+
+async def test_closing_ends_a_process_that_is_just_being_started_in_place_of_another(write_bundle, monkeypatch) -> None:
+    engine = await EmbeddedEngine.open(write_bundle())
+    started: list[Child] = []
+    is_starting, start = threading.Event(), Child.start
+
+    def noted(*given, **named) -> Child:
+        is_starting.set()
+        started.append(start(*given, **named))
+        return started[-1]
+
+    monkeypatch.setattr(Child, "start", noted)
+    os.kill(pid_of(engine), signal.SIGKILL)
+    assert await asyncio.to_thread(is_starting.wait, 30)
+    await engine.close()
+    assert [child.process.returncode is None for child in started] == [False]
+
+
+async def test_a_long_input_that_was_refused_is_not_kept(write_bundle, open_engine) -> None:
+    engine = await open_engine(write_bundle(), timeout_ms=200)
+    os.kill(pid_of(engine), signal.SIGSTOP)
+    long = b'{"n": "%b"}' % (b"x" * 100_000)
+    for _ in range(2):
+        with pytest.raises(EvaluationError, match="did not end within 200 ms"):
+            await engine.evaluate(ADMISSION, long)
+    assert [len(digest) for _, digest in engine._refused] == [32]
 
 
 async def test_a_bundle_that_does_not_compile_is_refused_with_its_place(write_bundle) -> None:

@@ -134,7 +134,7 @@ ERRORS: dict[str, tuple[Reply, str]] = {
     "a bundle that is a text": (answers(said(provenance={"bundles": {"b": "x"}})), "'b' has no revision"),
     "a revision that no header may hold": (answers(said(provenance=revisions(b="a\r\nb"))), "has no revision"),
     "too many revisions": (
-        answers(said(provenance=revisions(**{f"b{n}": "x" * 60 for n in range(3)}))),
+        answers(said(provenance=revisions(**{f"b{n}": "x" * 200 for n in range(3)}))),
         "3 bundles have names or revisions that are too long",
     ),
     "an answer that does not end": (answers(b" " * (ANSWER_BYTES_MAX + 1)), "larger than 4194304 bytes"),

@@ -5,7 +5,7 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy.checks.pieces import OVERLAP_CHARS, PIECE_CHARS, pieces
+from policy.checks.pieces import OVERLAP_CHARS, PIECE_CHARS, SPAN_CHARS, pieces
 from policy.checks.port import Text
 
 MARKER = re.compile(r"SEC\s*RET")
@@ -26,6 +26,13 @@ def test_what_is_short_is_whole_in_one_piece(lines: list[int], at: int, marker: 
     assert any(MARKER.search(piece.text) for piece in found)
     assert all(sum(len(piece.text) for piece in batch) <= PIECE_CHARS for batch in batches)
     assert all(piece.text in text for piece in found)
+
+
+def test_a_number_over_many_lines_is_whole_in_one_piece() -> None:
+    number = "7777\n" * (SPAN_CHARS // 5)
+    for before in range(PIECE_CHARS - 2 * SPAN_CHARS, PIECE_CHARS + SPAN_CHARS):
+        text = "x" * before + "\n" + number + "and\nso\non\n" * 100
+        assert any(number in piece.text for batch in pieces([Text("here", 1, text)]) for piece in batch)
 
 
 def test_lines_keep_their_numbers() -> None:

@@ -131,11 +131,27 @@ def test_a_score_has_a_most_and_so_has_the_time_to_come_down() -> None:
 def test_a_clock_that_goes_back_fades_nothing_and_lowers_nothing() -> None:
     tracker = Tracker(scoring())
     tracker.observe("tool_blocked", *WHO, 1_000, 5)
+    assert [tracker.is_back(now_s) for now_s in (0, 994, 995, 1_001)] == [True, True, False, False]
     assert tracker.tick(0) == []
     assert tracker.score(WEB, 0) == 5_000 * GRAINS
     tracker.observe("tool_blocked", *WHO, 0, 5)
     assert tracker.score(WEB, 1_000) == 10_000 * GRAINS
     assert tracker.level_of(*WHO) == "high"
+
+
+def test_scores_of_a_clock_that_was_ahead_go_on_once_the_scoring_is_applied_anew() -> None:
+    """In no case may a day have to pass first."""
+    tracker = Tracker(scoring())
+    tracker.observe("tool_blocked", *WHO, 86_400, 10)
+    tracker.recall(SEARCH, "critical", 20_000 * GRAINS, 86_400, 0)
+    assert tracker.configure(scoring(), 0) == []
+    assert not tracker.is_back(0)
+    assert tracker.score(WEB, 100) == 5_000 * GRAINS
+    assert steps(tracker.tick(161)) == [
+        ("team acme/search", "critical", "high", 161),
+        ("app acme/search/web", "high", "elevated", 161),
+        ("run acme/run-1", "high", "elevated", 161),
+    ]
 
 
 def test_what_others_know_raises_a_score_and_never_lowers_it() -> None:

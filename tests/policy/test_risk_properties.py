@@ -6,7 +6,7 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policy.risk import GRAINS, LevelChange, Scope, Tracker, scopes_of
+from policy.risk import BACK_S_MAX, GRAINS, LevelChange, Scope, Tracker, scopes_of
 from policy.scoring import LEVELS, SIGNALS, Scoring, parse_scoring
 from tests.policy.scorings import scoring
 
@@ -151,6 +151,27 @@ def test_a_tracker_that_is_restored_in_between_goes_on_as_if_nothing_had_been(
     again = Tracker.restored(json.loads(json.dumps(first.snapshot())))
     changes += [change for noted in history[cut:] for change in tell(again, noted)] + again.tick(END_S)
     assert in_order(changes) == in_order(played(by, history)[1])
+
+
+@given(scorings(), st.lists(st.tuples(st.integers(-100_000, 100_000), NOTED), max_size=20), st.integers(0, 20))
+def test_wherever_the_clock_was_quiet_lowers_everything_by_where_it_is_now(
+    by: Scoring, jumps: list[tuple[int, Noted]], cut: int
+) -> None:
+    """Nothing fades or falls by being set back; what fell while the clock was ahead may rise again."""
+    tracker, now_s = Tracker(by), 1_000_000
+    for number, (jump_s, noted) in enumerate(jumps):
+        if number == cut:
+            tracker = Tracker.restored(json.loads(json.dumps(tracker.snapshot())))
+        now_s += jump_s
+        if tracker.is_back(now_s):
+            before = {scope: tracker.score(scope, now_s) for scope in tracker.scopes()}
+            changes = tracker.configure(by, now_s)
+            assert before == {scope: tracker.score(scope, now_s) for scope in tracker.scopes()}
+            assert all(LEVELS.index(change.level) > LEVELS.index(change.was) for change in changes)
+        tracker.tick(now_s)
+        tell(tracker, noted._replace(at_s=now_s))
+    tracker.tick(now_s + BACK_S_MAX + 3 * by.dwell_s + 100 * by.half_life_s)
+    assert len(tracker) == 0
 
 
 @given(scorings(), HISTORY, HISTORY)

@@ -45,10 +45,11 @@ def test_the_same_input_twice_and_another_between_do_not_mix(write_bundle) -> No
     [
         ("decision := {} if {\n\tinput.a ==\n}\n", 6, "boolean operator"),
         ("decision := {} if { input.x\n", 5, "unclosed"),
-        ('decision := "abc\n', 5, "abc is not a rule"),
+        ('decision := "abc\n', 5, "opens a string that nothing closes"),
         ("decision := {} if not hepler\n", 5, "hepler is not a rule"),
         ("decision := {} if nosuch(1)\n", 5, "nosuch is not a rule"),
-        ("decision := {} if data.rows[i]\n", 5, "i is not a rule"),
+        ("decision := {} if data.bursar[i]\n", 5, "i is not a rule"),
+        ("decision := {} if not data.rows.x\n", 5, "data.rows is no package, rule or table"),
         ("decision := {} if min([1, 2])\n", 5, "orders numbers as text"),
         ("decision := {} if sort(input.a)\n", 5, "orders numbers as text"),
         ('decision := {} if input.a == "caf\\u00e9"\n', 5, "without escapes"),

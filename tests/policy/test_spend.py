@@ -32,6 +32,12 @@ def test_other_apps_are_judged_by_what_they_spend_themselves() -> None:
     assert not watch.spend("acme", "search", "bot", 100 * USD, 3_600)
 
 
+def test_a_clock_that_was_ahead_makes_no_one_minute_of_all_until_then() -> None:
+    watch = used_to(USD)
+    assert not watch.spend(*WEB, USD, 86_400)
+    assert not any(watch.spend(*WEB, USD, minute * 60) for minute in range(61, 71))
+
+
 def test_nothing_is_told_before_enough_was_seen() -> None:
     assert not used_to(USD, 30).spend(*WEB, 100 * USD, 1_799), "the thirtieth minute has not ended"
     assert used_to(USD, 30).spend(*WEB, 100 * USD, 1_800)

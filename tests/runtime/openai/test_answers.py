@@ -34,10 +34,11 @@ def test_what_is_older_or_rarer_is_read_too() -> None:
 
 
 def test_arguments_that_come_as_an_object_are_read_as_their_json() -> None:
-    asked = {"function": {"name": "add", "arguments": {"SECRET": 1}}}
-    assert tool_calls_of(whole(tool_calls=[asked])) == (ToolCall(0, "function", "add", '{"SECRET":1}'),)
+    asked = {"function": {"name": "add", "arguments": {"SECRET": ["a", "b"]}}}
+    assert tool_calls_of(whole(tool_calls=[asked])) == (ToolCall(0, "function", "add", '{"SECRET":["a","b"]}'),)
     (name, arguments) = leaves(whole(tool_calls=[asked])["choices"][0])
-    assert (name.text, arguments.text) == ("add", '{"SECRET":1}')
+    assert (name.text, arguments.text) == ("add", '{"SECRET":["a","b"]}')
+    assert "SECRET" not in (*name.path, *arguments.path)
     deep: Any = {}
     for _ in range(300):
         deep = {"a": deep}

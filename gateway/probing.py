@@ -1,0 +1,61 @@
+"""Probes: an engine that is to decide is asked first what it would be asked, and does not serve if it cannot say."""
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from domain.decision import Decision
+from gateway.catalogue import Catalogue
+from gateway.composition import bundle_of
+from gateway.config_file import LoadedConfig
+from gateway.keys import Key
+from gateway.loosening_bundle import subject_of
+from policy.bundle import load
+from policy.decision import parse
+from policy.lint import rule_lines
+from policy.port import ADMISSION, BundleError, Engine, EngineAway, EvaluationError, PolicyInput, canonical
+
+RECORDED_MAX = 200
+WOULD_BE_MAX = 200
+
+
+def questions(recorded: Iterable[Decision], keys: Iterable[Key], catalogue: Catalogue) -> list[bytes]:
+    """What was asked last, and what the holders of keys would ask of the models; a bounded number of each."""
+    lately = [each.input_json for each in list(recorded)[-RECORDED_MAX:]]
+    return [*lately, *islice(_would_be(keys, catalogue), WOULD_BE_MAX)]
+
+
+async def probe(engine: Engine, inputs: Iterable[bytes], loaded: LoadedConfig) -> None:
+    """Raises BundleError where the engine of a configuration cannot decide one of these inputs.
+
+    An engine that cannot be reached has nothing against it.
+    """
+    for input_json in inputs:
+        try:
+            parse((await engine.evaluate(ADMISSION, input_json)).value)
+        except EngineAway:
+            return
+        except EvaluationError as failed:
+            message = f"decides nothing for {subject_of(input_json)}: {failed}"
+            raise await asyncio.to_thread(_mistake, loaded, message) from failed
+
+
+def _would_be(keys: Iterable[Key], catalogue: Catalogue) -> Iterator[bytes]:
+    who = dict.fromkeys((key.org, key.team, key.app, key.roles, key.clearance) for key in keys if key.kind == "app")
+    for org, team, app, roles, clearance in who:
+        for model, offer in catalogue.offers.items():
+            for endpoint in sorted(offer.endpoints):
+                given = PolicyInput(org, team, app, roles, clearance, endpoint, model, env_name=catalogue.env_name)
+                yield canonical(given.document())
+
+
+def _mistake(loaded: LoadedConfig, message: str) -> BundleError:
+    """What is wrong with a bundle, at the rule that admits where its files are at hand."""
+    if loaded.config.policy.is_remote:
+        return BundleError(loaded.config.policy.url, 0, message)
+    folder = bundle_of(loaded)
+    try:
+        file, line = rule_lines(load(folder).modules).get(ADMISSION, (str(folder), 0))
+    except BundleError as error:
+        return error  # it has been changed meanwhile
+    return BundleError(file, line, message)
