@@ -1,5 +1,6 @@
 """Assembly: the parts of one gateway worker, put together from a home and a configuration."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from gateway.composition import budgets_of, catalogue_of, specs_of
 from gateway.config import Config
 from gateway.config_file import LoadedConfig
 from gateway.governance import Governance
-from gateway.home import Home
+from gateway.home import Home, run_name
 from gateway.noticing import Noticing
 from gateway.pseudonyms import Pseudonyms
 from gateway.quality import Sampler, by_process
@@ -31,7 +32,7 @@ from gateway.webhooks import Webhooks
 from ledger import recovery
 from ledger.book import Book
 from ledger.client import open_ledger
-from ledger.journal import HOLD_BYTES, Journal, JournalFailed, JournalFull
+from ledger.journal import HOLD_BYTES, Journal, JournalFailed, JournalFull, JournalLocked
 from ledger.lease_keeper import LeaseKeeper
 from ledger.leases import Leases
 from ledger.segments import replay_from_snapshot, segment_paths
@@ -46,6 +47,8 @@ from runtime.client import RuntimeClient
 
 US = 1_000_000
 REPLICA = "gateway"
+LOCK_WAIT_S = 5.0
+_LOCK_POLL_S = 0.05
 REDIS_PASSWORD = "BURSAR_REDIS_PASSWORD"
 _UUID = "[0-9a-f]" * 8 + "-*-*-*-" + "[0-9a-f]" * 12
 _UUID_CHARS = 37  # with the dash before it
@@ -82,10 +85,22 @@ def open_book(
 ) -> Opened:
     """Rebuild the book and open its journal: from the last snapshot and its tail, or else from the ledger's sums.
 
+    `bursar key create` and its like hold a journal for a moment: one that no running gateway has is waited for, 5 s.
     Of a shared book only what this replica itself has spent: the store behind it has the rest.
     Raises JournalLocked when another gateway has it, JournalFailed when the disk does not give it back, CorruptJournal
     when it is damaged and LedgerUnavailable when the ledger goes away meanwhile.
     """
+    until_s = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            return _opened(home, config, pseudonyms, now_us, replica)
+        except JournalLocked:
+            if home.alive(run_name(replica)) or time.monotonic() > until_s:
+                raise
+            time.sleep(_LOCK_POLL_S)
+
+
+def _opened(home: Home, config: Config, pseudonyms: Pseudonyms, now_us: Callable[[], int], replica: str) -> Opened:
     now_s = now_us() // US
     is_shared = config.book.is_shared
     book, sequences = Book(budgets_of(config, pseudonyms), now_s, is_shared=is_shared), Sequences()

@@ -48,10 +48,12 @@ class Part:
     pause_s: float = 0.0
     restart_at_s: float = 0.0
     restarts: int = 0
+    log_begins_bytes: int = 0
 
     def start(self) -> None:
         """Start the process with its output going to its log; signals of the terminal reach the supervisor only."""
         with self.log_path.open("ab") as output:
+            self.log_begins_bytes = output.tell()
             self.process = subprocess.Popen(
                 self.argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
@@ -140,7 +142,7 @@ class Supervisor:
         deadline_s = time.monotonic() + READY_TIMEOUT_S
         while (run := self.home.read_run(part.name)) is None:  # written once it listens
             if part.has_died() or time.monotonic() > deadline_s:
-                raise StartFailed(f"{part.name} did not start:\n{tail(part.log_path)}")
+                raise StartFailed(f"{part.name} did not start:\n{tail(part.log_path, part.log_begins_bytes)}")
             if self._stopping:
                 raise StartFailed("stopped while starting")
             time.sleep(_POLL_S)
@@ -192,6 +194,8 @@ def _sim(runtime: Runtime, config: Config, home: Home) -> Part:
     return Part(name, argv, home.logs / f"{name}.log", {"--port": "port"})
 
 
-def tail(path: Path, lines: int = 20) -> str:
-    """The last lines of a log."""
-    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+def tail(path: Path, begins_bytes: int = 0, lines: int = 20) -> str:
+    """The last lines of a log, of those that begin there or later."""
+    with path.open("rb") as log_file:
+        log_file.seek(begins_bytes)
+        return "\n".join(log_file.read().decode(errors="replace").splitlines()[-lines:])

@@ -3,6 +3,7 @@ changes nothing, and tables by their leaves."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 from policy.bundle import Bundle, Module
@@ -78,9 +79,10 @@ def _clauses(modules: Sequence[Module]) -> dict[tuple[str, str], list[Clause]]:
 
 def _tokens(clause: Clause) -> tuple[str, ...]:
     """What a clause says; a bracket says something else on the line of the value before it than on a new one."""
-    statement = clause.statement
-    pairs = zip(statement, statement[1:], strict=False)
-    return (statement[0].text, *(f"\n{token.text}" if _is_apart(before, token) else token.text for before, token in pairs))
+    following = (
+        f"\n{token.text}" if _is_apart(before, token) else token.text for before, token in pairwise(clause.statement)
+    )
+    return (clause.statement[0].text, *following)
 
 
 def _is_apart(before: Token, token: Token) -> bool:

@@ -97,8 +97,8 @@ class _Table:
 class Tracker:
     """The scores and levels of all scopes; it has one user at a time, and is told the time.
 
-    Levels change in `observe`, `raise_to`, `configure` and `tick`, which return the changes, and in `recall` and `fall`,
-    which take up what is on record.
+    Levels change in `observe`, `raise_to`, `configure` and `tick`, which return the changes, and in `recall` and
+    `fall`, which take up what is on record.
     Scores stand still while the time is before theirs: where it `is_back`, `configure` has them go on.
     """
 

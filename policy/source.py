@@ -90,7 +90,9 @@ def statements(file: str, text: str) -> Iterator[Statement]:
             current = []
         if token.kind == "punct" and token.text in _OPEN:
             opened.append(token)
-        elif token.kind == "punct" and token.text in _CLOSE and not (opened and opened.pop().text == _CLOSE[token.text]):
+        elif (
+            token.kind == "punct" and token.text in _CLOSE and not (opened and opened.pop().text == _CLOSE[token.text])
+        ):
             raise BundleError(file, token.line, f"{token.text} closes nothing")
         current.append(token)
     if opened:

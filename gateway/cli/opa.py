@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -92,15 +94,26 @@ def _brief(status: BundleStatus) -> BundleStatus:
     return status._replace(revision=brief(status.revision))
 
 
-def _manager(opa: str, config: Path) -> OpaManager:
+@contextmanager
+def _manager(opa: str, config: Path) -> Iterator[OpaManager]:
     """The OPA that is named, or else the one of the configuration; its token comes from the environment."""
-    if opa:
+    url, variable = opa, TOKEN_ENV
+    if not opa:
+        policy = load(config).config.policy
+        if not policy.is_remote:
+            complain(f"{config} names no OPA server in policy.url: give one with --opa")
+            raise typer.Exit(2)
+        url, variable = policy.url, policy.token_env or TOKEN_ENV
+    token = os.environ.get(variable, "")
+    try:
+        manager = OpaManager(url, token)
+    except Refused as error:
+        raise typer.BadParameter(str(error)) from error
+    with manager:
         try:
-            return OpaManager(opa, os.environ.get(TOKEN_ENV, ""))
+            yield manager
         except Refused as error:
-            raise typer.BadParameter(str(error)) from error
-    policy = load(config).config.policy
-    if not policy.is_remote:
-        complain(f"{config} names no OPA server in policy.url: give one with --opa")
-        raise typer.Exit(2)
-    return OpaManager(policy.url, os.environ.get(policy.token_env or TOKEN_ENV, ""))
+            if token or not str(error).startswith("OPA answered 401"):
+                raise
+            said = f"{error}; its token is taken from {variable}, which is not set (policy.token_env names another)"
+            raise Refused(said) from error

@@ -125,7 +125,7 @@ class Named:
     """The requests that tests ask for by name."""
 
     def __init__(self) -> None:
-        self.allowed = self.denied = self.undecided = ""
+        self.allowed = self.denied = self.undecided = self.undecidable = ""
         self.decision: Decision | None = None
 
 
@@ -149,6 +149,7 @@ def recorded(folder: Path) -> Iterator[tuple[Recording, Named]]:
     )
     asked.decision = research
     asked.undecided = of.used(None, status="refused", error_code="overloaded", list_cost_nusd=0)
+    asked.undecidable = of.used(None, status="refused", error_code="policy_unavailable", list_cost_nusd=0)
     spare = of.decide(of.old, an_input("spare"))
     of.long_ago(spare)
     of.used(spare)

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from gateway.errors import RATE_LIMIT_EXCEEDED, Refusal
 from gateway.flow import Outcome
 from gateway.metering import Observed
 from ledger import segments
+from ledger.disk import SYSTEM
 from ledger.journal import JournalFailed, JournalLocked
 from ledger.records import CorruptJournal, Record
 from ledger.segments import segment_paths
@@ -45,11 +47,20 @@ async def test_a_new_home_gets_a_journal_of_its_own_and_keeps_it(worker: OneWork
     assert worker.open_book().journal.writer == first.journal.writer
 
 
-async def test_two_workers_never_write_one_journal(worker: OneWorker) -> None:
+async def test_two_workers_never_write_one_journal(worker: OneWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assembly, "LOCK_WAIT_S", 0.1)
     worker.open_book()
     other = OneWorker(worker.folder, sections=worker.sections)
     with pytest.raises(JournalLocked):
         other.open_book()
+
+
+async def test_a_journal_that_a_command_holds_for_a_moment_is_waited_for(worker: OneWorker) -> None:
+    directory = worker.open_book().journal.directory
+    await worker.close()
+    held = SYSTEM.lock(directory)
+    threading.Timer(0.2, SYSTEM.close, [held]).start()
+    assert worker.open_book().journal.directory == directory
 
 
 async def test_a_killed_worker_comes_back_with_what_it_spent_and_what_it_held(worker: OneWorker) -> None:

@@ -109,6 +109,22 @@ def test_a_missing_or_wrong_configuration_is_two_and_names_the_line(tmp_path: Pa
     assert "limits.body_bytes_max" in said
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["slo", "--check"], ["headroom"], ["policy", "explain", "x"], ["policy", "shadow", "report"]),
+        *(["ledger", "report", "spend"], ["ledger", "verify"], ["budget", "list"], ["key", "list"], ["reload"]),
+    ],
+    ids=" ".join,
+)
+def test_a_home_that_does_not_exist_is_one_line_and_is_not_made(command: list[str], tmp_path: Path) -> None:
+    typo = tmp_path / "typo"
+    slo = {"id": "up", "owner": "search", "scope": {"team": "roomy"}, "kind": "availability", "objective": 0.99}
+    done = ran(AWAY, *command, home=typo, config=deploy(tmp_path, "http://127.0.0.1:9", slos=[slo]))
+    assert (done.stdout, done.stderr) == ("", f"bursar: there is no home at {typo}\n")
+    assert not typo.exists()
+
+
 def test_config_check_and_show(rested: tuple[Path, Path], tmp_path: Path) -> None:
     said = ran(DONE, "config", "check", home=tmp_path, config=rested[1]).stdout
     assert "5 runtimes, 12 models" in said
@@ -121,12 +137,16 @@ def test_policy_test_and_check(rested: tuple[Path, Path], tmp_path: Path) -> Non
     tested = tmp_path / "tested"
     write_bundle(tested, tables())
     test = "package bursar.admission_test\n\nimport rego.v1\n\ntest_two if 1 + 1 == 2\n\ntest_wrong if 1 + 1 == 3\n"
-    (tested / "admission_test.rego").write_text(test)
+    (tested / "admission_test.rego").write_text("\n" * 93 + test)
     done = ran(NO, "policy", "test", "--bundle", str(tested), "--json", home=tmp_path)
     assert [(result["test"].rpartition(".")[2], result["passed"]) for result in json.loads(done.stdout)] == [
         ("test_two", True),
         ("test_wrong", False),
     ]
+    wrong, last = ran(NO, "policy", "test", "--bundle", str(tested), home=tmp_path).stdout.splitlines()[-2:]
+    # As it is: of a place that ends in `:100:` a console makes an emoji, unless told not to.
+    assert wrong.startswith("admission_test.rego:100: data.bursar.admission_test.test_wrong on ")
+    assert last.startswith("2 tests, 1 failed, on embedded")
     assert "no problems" in ran(DONE, "policy", "check", home=tmp_path, config=rested[1]).stdout
     broken = tmp_path / "bundle"
     broken.mkdir()

@@ -14,7 +14,7 @@ from policy.opa_management import Explanation
 from policy.port import ADMISSION
 from tests.gateway.decisions_on_record import FILE, RULES, Named, Recording, recorded
 from tests.gateway.deployment import closed_port
-from tests.gateway.test_cli_commands import DONE, NO, answer, ran
+from tests.gateway.test_cli_commands import AWAY, DONE, NO, WRONG_USAGE, answer, ran
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,9 @@ def test_where_an_opa_server_decides_it_is_asked(
     whole["policy"] = {"url": f"http://127.0.0.1:{closed_port()}"}
     remote = tmp_path / "remote.yaml"
     remote.write_text(yaml.safe_dump(whole))
-    away = ran(DONE, "policy", "explain", asked.denied, home=of.home, config=remote)
+    away = ran(AWAY, "policy", "explain", asked.denied, home=of.home, config=remote)
     assert "no rules can be asked" in away.stderr
+    assert "denied by sha256:" in away.stdout
     revision = of.engines[of.old].revision
 
     class Opa:
@@ -113,7 +114,11 @@ def test_what_cannot_be_explained_is_said_in_a_line(on_record: tuple[Recording, 
     undecided = ran(NO, "policy", "explain", asked.undecided, home=of.home, config=of.config)
     assert "no policy decided on" in undecided.stderr
     assert "overloaded" in undecided.stderr
-    without = ran(DONE, "policy", "explain", asked.denied, home=of.home)
+    undecidable = ran(NO, "policy", "explain", asked.undecidable, home=of.home, config=of.config)
+    assert "policy gave no decision on" in undecidable.stderr
+    nowhere = str(of.home / "nowhere")
+    ran(WRONG_USAGE, "policy", "explain", asked.denied, "--bundle", nowhere, home=of.home, config=of.config)
+    without = ran(WRONG_USAGE, "policy", "explain", asked.denied, home=of.home)
     assert "no rules can be asked" in without.stderr
     assert "denied by sha256:" in without.stdout
 

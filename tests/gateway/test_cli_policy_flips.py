@@ -108,13 +108,15 @@ def test_what_cannot_be_decided_is_counted_and_shown(on_record: tuple[Recording,
 
 def test_bad_input_gets_a_line(on_record: tuple[Recording, Named], tmp_path: Path) -> None:
     of, _ = on_record
+    write_bundle(tmp_path / "broken", NEW_CAPS, "package bursar.admission\n\nnot rego {\n")
     for code, arguments in (
         (WRONG_USAGE, ["backtest"]),
         (WRONG_USAGE, ["backtest", "--bundle", str(of.new), "--since", "yesterday"]),
-        (NO, ["backtest", "--bundle", str(tmp_path / "missing")]),
-        (NO, ["backtest", "--bundle", str(of.new), "--against", str(tmp_path / "missing")]),
+        (WRONG_USAGE, ["backtest", "--bundle", str(tmp_path / "missing")]),
+        (WRONG_USAGE, ["backtest", "--bundle", str(tmp_path / "broken"), "--fail-on-flip"]),
+        (WRONG_USAGE, ["backtest", "--bundle", str(of.new), "--against", str(tmp_path / "missing")]),
         (WRONG_USAGE, ["diff"]),
-        (NO, ["diff", str(of.old), str(tmp_path / "missing")]),
+        (WRONG_USAGE, ["diff", str(of.old), str(tmp_path / "missing")]),
         (WRONG_USAGE, ["diff", str(of.old), str(of.new), "--since", "soon"]),
         (WRONG_USAGE, ["shadow", "report", "--since", "soon"]),
         (WRONG_USAGE, ["explain"]),
@@ -134,6 +136,7 @@ def test_one_folder_is_not_enough_where_an_opa_server_has_the_other(
     remote.write_text(yaml.safe_dump(whole))
     said = ran(WRONG_USAGE, "policy", "diff", str(of.new), home=of.home, config=remote).stderr
     assert "name two folders" in said
+    assert "with --bundle" in ran(WRONG_USAGE, "policy", "check", home=of.home, config=remote).stderr
 
 
 def test_a_ledger_that_is_away_is_three(
@@ -146,6 +149,7 @@ def test_a_ledger_that_is_away_is_three(
     away = tmp_path / "away.yaml"
     away.write_text(yaml.safe_dump(whole))
     home = tmp_path / "home"
+    (home / "journal").mkdir(parents=True)
     done = ran(AWAY, "policy", "explain", uuid7(), home=home, config=away)
     assert "could not be opened" in done.stderr
     ran(AWAY, "policy", "diff", str(of.old), str(of.new), "--since", "7d", home=home, config=away)
@@ -192,7 +196,7 @@ def test_equal_bundles_differ_in_nothing_and_no_ledger_is_made(
     (copy / FILE).write_text(f"# A comment.\n{RULES}")
     said = ran(DONE, "policy", "diff", str(of.old), str(copy), home=tmp_path / "home").stdout
     assert "only comments, layout or schemas differ" in said
-    assert list((tmp_path / "home" / "ledger").iterdir()) == []
+    assert not (tmp_path / "home").exists()
 
 
 def test_long_answers_are_cut_and_say_so(
@@ -221,6 +225,7 @@ def test_a_shadow_is_compared_with_what_was_in_force(on_record: tuple[Recording,
     assert said in ran(DONE, "policy", "shadow", "report", home=of.home).stdout
     nothing = ran(DONE, "policy", "shadow", "report", "--since", "2100-01-01", home=of.home).stdout
     assert "no shadow has decided anything since 2100-01-01" in nothing
+    assert "bursar_policy_shadow_failures_total" in nothing
 
 
 def test_a_wrong_table_fails_the_check_with_its_line(tmp_path: Path) -> None:
@@ -232,3 +237,5 @@ def test_a_wrong_table_fails_the_check_with_its_line(tmp_path: Path) -> None:
     assert "bursar/admission/data.json:3: data.bursar.admission.caps.search: 'many' is not of type 'integer'" in said
     (root / "bursar/admission/data.json").write_text("{")
     assert "data.json:1:" in ran(NO, "policy", "check", "--bundle", str(root), home=tmp_path).stdout
+    missing = str(tmp_path / "missing")
+    assert ran(NO, "policy", "check", "--bundle", missing, home=tmp_path).stdout == f"{missing}: no such folder\n"

@@ -17,6 +17,7 @@ from ledger.journal import Journal
 from ledger.reports import BadReport
 from tests.gateway.deployment import KEY_ENV, document
 from tests.gateway.gateway_process import write_config
+from tests.gateway.test_cli_commands import NO, ran
 
 REGO = """package bursar.{0}
 
@@ -91,7 +92,14 @@ def test_unused_models_tools_keys_and_roles_are_listed_by_app(ask: Privileges) -
 
 def test_it_can_be_narrowed(ask: Privileges) -> None:
     assert {row["team"] for row in ask("--team", "ads")} == {"ads"}
-    assert ask("--org", "nobody") == []
+
+
+def test_a_team_that_nobody_calls_from_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_ENV, "runtime-secret")
+    asked = ("policy", "privileges", "--team", "serch")
+    said = ran(NO, *asked, home=home, config=home.parent / "bursar.yaml").stderr
+    assert "no application has a key for team=serch" in said
+    assert said.endswith("did you mean team=search?\n")
 
 
 def test_it_says_from_when_on_the_ledger_knows(ask: Privileges) -> None:

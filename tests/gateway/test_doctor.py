@@ -25,13 +25,13 @@ Asked = Callable[..., dict[str, tuple[str, str]]]
 
 @pytest.fixture
 def asked(tmp_path: Path) -> Asked:
-    """What doctor finds, by dependency; only what is said about policy may make it end with 3."""
+    """What doctor finds without a home, by dependency; only what is said about policy may make it end with 3."""
 
     def asked(code: int, config: Path | None = None, **policy: Any) -> dict[str, tuple[str, str]]:
         home = tmp_path / "home"
-        home.mkdir(exist_ok=True)
         of = config or deploy(tmp_path, "", runtimes=[SIM], models=[MODEL], policy=policy)
         found = json.loads(ran(code, "doctor", "--json", home=home, config=of).stdout)
+        assert not home.exists()
         return {each["dependency"]: (each["state"], each["detail"]) for each in found}
 
     return asked
@@ -128,8 +128,9 @@ async def test_what_the_policy_of_an_opa_names_is_not_known_here_and_that_is_sai
     assert "what OPA's policy obliges to the check pii is refused without it" in detail
 
 
-def test_libraries_that_are_installed_are_shown_with_their_version(asked: Asked) -> None:
+def test_libraries_that_are_installed_are_shown_with_their_version_and_a_home_is_not_needed(asked: Asked) -> None:
     found = asked(DONE)
+    assert found["home"][0] == "optional"
     assert found["detect-secrets"][0] == "ok"
     assert found["presidio-analyzer"][0] == "ok"
     assert found["presidio-analyzer"][1][0].isdigit()

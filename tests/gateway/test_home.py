@@ -33,6 +33,15 @@ def test_a_directory_that_was_open_is_closed(tmp_path: Path) -> None:
     assert mode(Home(tmp_path).secrets) == 0o700
 
 
+def test_what_only_reads_makes_no_home_and_takes_no_other_folder_for_one(tmp_path: Path) -> None:
+    (tmp_path / "ledger").mkdir()
+    for folder in (tmp_path, tmp_path / "typo"):
+        with pytest.raises(HomeError, match=f"there is no home at {folder}"):
+            Home.at(folder)
+    assert os.listdir(tmp_path) == ["ledger"]
+    assert Home.at(Home(tmp_path / "home").path).path == tmp_path / "home"
+
+
 def test_a_secret_is_made_once_and_kept(tmp_path: Path) -> None:
     secret = Home(tmp_path).secret("cache_salt")
     assert len(secret) == 32
