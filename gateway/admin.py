@@ -147,7 +147,7 @@ async def _key(request: Request, plane: Plane) -> Key:
     key = plane.keys.lookup(read_head(request.scope["headers"]).secret, "admin")
     if not isinstance(key, Key):
         plane.of.metrics.unauthenticated(key.value)
-        raise Refused(errors.unauthenticated(key.value))
+        raise Refused(errors.unauthenticated(key.value, "bsa-…"))
     return key
 
 

@@ -160,7 +160,7 @@ def _unserved(intent: Intent, offer: Offer | None, model: str) -> Refusal | None
 
 def _forbidden(of: Governance, intent: Intent, decision: Decision) -> Refusal | None:
     if not decision.allow:
-        return errors.denied(decision)
+        return errors.denied(decision, of.risks.told(intent.principal, intent.run.run_id))
     bound = decision.obligations.max_input_tokens
     if bound is not None and intent.input_bound > bound:
         return errors.too_much_input(intent.input_bound, bound, decision)

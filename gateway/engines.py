@@ -1,7 +1,9 @@
 """Engines: the policy engines of one worker, opened before they serve, followed while they do, and closed after."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+import hashlib
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +15,7 @@ from gateway.config import Policy
 from gateway.config_file import LoadedConfig
 from observability import names
 from observability.metrics import Metrics
-from policy.decider import Decider
+from policy.decider import Decider, Failure
 from policy.embedded import WAIT_S_MAX, Counts, EmbeddedEngine
 from policy.opa import OpaEngine, OpaServer, OpaState
 from policy.port import Engine
@@ -21,6 +23,9 @@ from policy.port import Engine
 log = structlog.get_logger("gateway")
 EMBEDDED = "embedded:"
 FOLLOW_AGAIN_S = 1.0
+SAID_AGAIN_S = 60.0
+SAID_MAX = 100
+SAID_CHARACTERS_MAX = 1000
 
 
 class Deciding(NamedTuple):
@@ -30,6 +35,37 @@ class Deciding(NamedTuple):
     shadow: Engine | None
 
 
+class Failures:
+    """Logs why nothing could be decided: each reason once a minute, and at most SAID_MAX of them in one."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        # When each was said, the oldest first.
+        self._said_at: dict[tuple[bool, str], float] = {}
+
+    def say(self, failure: Failure) -> None:
+        """Log one, with the beginning of its input, which no ledger has; or not, if that has just been said."""
+        reason = failure.reason[:SAID_CHARACTERS_MAX]
+        if not self._is_news((failure.is_shadow, reason)):
+            return
+        log.error(
+            "the shadow bundle gave no decision" if failure.is_shadow else "policy gave no decision",
+            reason=reason,
+            entry=failure.entry,
+            input_digest=hashlib.sha256(failure.input_json).hexdigest(),
+            input=failure.input_json[:SAID_CHARACTERS_MAX].decode(errors="replace"),
+        )
+
+    def _is_news(self, what: tuple[bool, str]) -> bool:
+        said_at, now_s = self._said_at, self._now_s()
+        while said_at and now_s - said_at[first := next(iter(said_at))] >= SAID_AGAIN_S:
+            del said_at[first]
+        if what in said_at or len(said_at) >= SAID_MAX:
+            return False
+        said_at[what] = now_s
+        return True
+
+
 class Engines:
     """What a worker does with its policy engines; `environ` holds the token of an OPA server."""
 
@@ -37,6 +73,7 @@ class Engines:
         self._environ = environ
         # Of all that are opened, so that nothing is counted anew when a reload brings others.
         self._counts = Counts()
+        self._failures = Failures()
         self._following: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -72,6 +109,7 @@ class Engines:
         if opened.shadow is not None and opened.shadow is not decider.shadow:
             decider.forget()  # so that it is cast on what is asked again, too
         decider.shadow = opened.shadow
+        decider.on_failure = self._failures.say
         self.follow(opened.engine)
         for each in before:
             if each is not None and each not in opened:

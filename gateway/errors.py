@@ -133,10 +133,15 @@ def _cut_off(short: Shortfall, decision: Decision) -> Refusal:
     return Refusal(GOVERNANCE_UNAVAILABLE, message, detail=detail, decision=decision)
 
 
-def denied(decision: Decision) -> Refusal:
-    """Rego said no: list its reasons; a model outside the caller's offer is not found rather than forbidden."""
+def denied(decision: Decision, risk: dict[str, str] | None = None) -> Refusal:
+    """Rego said no: list its reasons; a model outside the caller's offer is not found rather than forbidden.
+
+    `risk` is the `level` above normal that it was asked at, and whose that is, the `scope`.
+    """
     reasons = decision.reasons or (Reason("denied", "The policy denied this request without a reason."),)
-    detail = {"reasons": [{"code": reason.code, "message": reason.message} for reason in reasons]}
+    detail: dict[str, Any] = {"reasons": [{"code": reason.code, "message": reason.message} for reason in reasons]}
+    if risk is not None:
+        detail["risk"] = risk
     message = " ".join(reason.message for reason in reasons)
     if any(reason.code == "model_not_offered" for reason in reasons):
         return Refusal(MODEL_NOT_FOUND, message, "model", detail, decision=decision)
@@ -168,9 +173,9 @@ def broken_off(runtime: str) -> Refusal:
     return Refusal(UPSTREAM_ERROR, message)
 
 
-def unauthenticated(reason: str) -> Refusal:
-    """No valid key: say which way it is not valid."""
-    return Refusal(INVALID_API_KEY, f"The API key is {reason}. Send a valid one as `Authorization: Bearer bsk-…`.")
+def unauthenticated(reason: str, wanted: str = "bsk-…") -> Refusal:
+    """No valid key: say which way it is not valid, and how one begins that is `wanted`."""
+    return Refusal(INVALID_API_KEY, f"The API key is {reason}. Send a valid one as `Authorization: Bearer {wanted}`.")
 
 
 def too_large(bytes_max: int) -> Refusal:

@@ -65,7 +65,7 @@ async def _attempted(
         try:
             known = Known(result.given, await of.decider.decide(result.given))
         except PolicyUnavailable as error:
-            return errors.undecided(str(error))
+            return errors.undecided(error.said)
         except JournalError:
             return errors.journal_unavailable()
     return errors.undecided("its input changed while it was evaluated")

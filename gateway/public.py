@@ -240,7 +240,7 @@ async def _admits(of: Governance, principal: Principal, model: str, endpoint: st
     try:
         return (await of.decider.decide(of.policy_input(intent, model, _CLEAR))).allow
     except PolicyUnavailable as error:
-        raise Refused(errors.undecided(str(error))) from error
+        raise Refused(errors.undecided(error.said)) from error
     except JournalError as error:
         raise Refused(errors.journal_unavailable()) from error
 

@@ -62,6 +62,14 @@ class Risks:
             return _NORMAL
         return tracker.level_of(principal.org, principal.team, principal.app, run_id)
 
+    def told(self, principal: Principal, run_id: str) -> dict[str, str] | None:
+        """The level that a request is decided on and whose it is, as its caller is told; None where it is normal."""
+        tracker = self.tracker
+        if tracker is None:
+            return None
+        scope = tracker.worst_of(principal.org, principal.team, principal.app, run_id)
+        return None if scope is None else {"level": tracker.level(scope), "scope": scope.text}
+
     def consume(self, row: Mapping[str, Any]) -> None:
         """Take up a `signal` row that is in the journal; levels rise before this returns.
 

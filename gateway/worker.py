@@ -300,13 +300,14 @@ class Worker:
         controls.record("config_applied", asked.by.actor, str(loaded.path), digest=loaded.digest, detail=changes)
         self._retire([client for name, client in old_clients.items() if clients.get(name) is not client])
         fixed = [change for change in changes if change.startswith(FIXED)]
-        log.info("reloaded", changes=changes, needs_restart=fixed)
+        log.info("reloaded", changes=changes, needs_restart=fixed, policy=revision, policy_before=old_revision)
         return {
             "applied": True,
             "digest": loaded.digest,
             "changes": changes,
             "needs_restart": fixed,
             "policy_revision": revision,
+            "policy_revision_before": old_revision,
         }
 
     async def _discard(

@@ -25,6 +25,8 @@ CACHE_MAX = 10_000
 # Of inputs; a decision takes about four times as much memory as its input has bytes where these are many.
 CACHE_BYTES_MAX = 32 * 1024 * 1024
 SHADOWED_MAX = 100
+# An engine far away names addresses and libraries when it cannot be asked, which are no caller's business.
+AWAY = "the policy engine cannot be asked now"
 
 
 class Recorded(NamedTuple):
@@ -32,6 +34,15 @@ class Recorded(NamedTuple):
 
     decision: Decision
     entry: str = ADMISSION
+    is_shadow: bool = False
+
+
+class Failure(NamedTuple):
+    """No decision on one input, in force or only of the shadow: why, in full; an input without a JSON form is empty."""
+
+    reason: str
+    entry: str
+    input_json: bytes
     is_shadow: bool = False
 
 
@@ -83,7 +94,7 @@ class Decider:
     For one event loop. `record` is called once per evaluation, before its decision is cached or returned; what it
     raises reaches the caller and leaves nothing cached. While the engine is away, what it decided before may serve for
     `last_known_good_s` seconds, marked as such; with 0 nothing is decided meanwhile. A `shadow` decides each distinct
-    input too, after the fact, and is only recorded.
+    input too, after the fact, and is only recorded. `on_failure` is told each time that nothing could be decided.
     """
 
     def __init__(
@@ -106,6 +117,7 @@ class Decider:
         self._shadowing: set[asyncio.Task[None]] = set()
         self._now_s = now_s
         self.record = record
+        self.on_failure: Callable[[Failure], None] | None = None
         self.shadow: Engine | None = None
         self.last_known_good_s = last_known_good_s
         self.hits = 0
@@ -159,7 +171,7 @@ class Decider:
             if isinstance(found, EngineAway):
                 return self._bridge(given, found)
             if found is not None:
-                raise _unavailable(found) from found
+                raise self._unavailable(found, ADMISSION, given.document()) from found
 
     async def ask(self, entry: str, document: Document) -> Decision:
         """What another entry point decides; raises PolicyUnavailable where it decides nothing. It is not cached."""
@@ -167,7 +179,7 @@ class Decider:
         try:
             decision = await _evaluated(serving.engine, entry, canonical(document))
         except EvaluationError as failed:
-            raise _unavailable(failed) from failed
+            raise self._unavailable(failed, entry, document) from failed
         if self.record is not None:
             self.record(Recorded(decision, entry))
         return decision
@@ -245,28 +257,39 @@ class Decider:
             # What another bundle has taken back long ago must not come back with an outage.
             since_s = None if since_s is None else min(since_s, self._changed_at_s)
         if known is None or since_s is None or now_s - since_s >= self.last_known_good_s:
-            raise _unavailable(away) from away
+            raise self._unavailable(away, ADMISSION, given.document()) from away
         self.bridged += 1
         return replace(known, is_last_known_good=True)
 
     def _cast_shadow(self, shadow: Engine, decision: Decision) -> None:
         if len(self._shadowing) >= SHADOWED_MAX:
-            self.shadow_failures += 1
+            self._unshadowed(f"{SHADOWED_MAX} evaluations of the shadow are under way", decision)
             return
         task = asyncio.get_running_loop().create_task(self._decide_in_shadow(shadow, decision))
         self._shadowing.add(task)
-        task.add_done_callback(self._shadowed)
+        task.add_done_callback(lambda done: self._shadowed(done, decision))
 
     async def _decide_in_shadow(self, shadow: Engine, decision: Decision) -> None:
         other = await _evaluated(shadow, ADMISSION, decision.input_json)
         if self.record is not None:
             self.record(Recorded(replace(other, decision_id=decision.decision_id), is_shadow=True))
 
-    def _shadowed(self, task: "asyncio.Task[None]") -> None:
-        """What goes wrong with a shadow is counted, and reaches no request."""
+    def _shadowed(self, task: "asyncio.Task[None]", decision: Decision) -> None:
         self._shadowing.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self.shadow_failures += 1
+        failed = None if task.cancelled() else task.exception()
+        if failed is not None:
+            self._unshadowed(_reason(failed), decision)
+
+    def _unshadowed(self, reason: str, decision: Decision) -> None:
+        """What goes wrong with a shadow is counted and told, and reaches no request."""
+        self.shadow_failures += 1
+        if self.on_failure is not None:
+            self.on_failure(Failure(reason, ADMISSION, decision.input_json, is_shadow=True))
+
+    def _unavailable(self, failed: EvaluationError, entry: str, document: Document) -> PolicyUnavailable:
+        if self.on_failure is not None:
+            self.on_failure(Failure(_reason(failed), entry, _json_of(document)))
+        return PolicyUnavailable(_reason(failed), AWAY if isinstance(failed, EngineAway) else str(failed))
 
 
 async def _evaluated(engine: Engine, entry: str, input_json: bytes) -> Decision:
@@ -284,5 +307,12 @@ async def _evaluated(engine: Engine, entry: str, input_json: bytes) -> Decision:
     )
 
 
-def _unavailable(failed: EvaluationError) -> PolicyUnavailable:
-    return PolicyUnavailable(f"{type(failed).__name__}: {failed}")
+def _reason(failed: BaseException) -> str:
+    return f"{type(failed).__name__}: {failed}"
+
+
+def _json_of(document: Document) -> bytes:
+    try:
+        return canonical(document)
+    except EvaluationError:
+        return b""

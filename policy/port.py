@@ -41,7 +41,11 @@ class BundleError(PolicyError):
 
 
 class PolicyUnavailable(PolicyError):
-    """No decision could be made, so nothing may be admitted."""
+    """No decision could be made, so nothing may be admitted; `said` is as much of the reason as a caller may read."""
+
+    def __init__(self, reason: str, said: str = "") -> None:
+        super().__init__(reason)
+        self.said = said or reason
 
 
 class EvaluationError(PolicyError):

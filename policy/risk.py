@@ -137,6 +137,11 @@ class Tracker:
             worst = found.level
         return LEVELS[worst]
 
+    def worst_of(self, org: str, team: str, app: str, run_id: str) -> Scope | None:
+        """Which of a request's team, app and run stands at the worst level, the widest of several; None at normal."""
+        scopes = [scope for scope in scopes_of(org, team, app, run_id) if self.level(scope) != LEVELS[0]]
+        return max(scopes, key=lambda scope: LEVELS.index(self.level(scope)), default=None)
+
     def level(self, scope: Scope) -> str:
         """The level of one scope."""
         entry = self._tables[scope.kind].raised.get(scope.names)

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from enum import Enum
 from typing import NamedTuple
 
 from policy.port import BundleError
@@ -102,21 +101,26 @@ def statements(file: str, text: str) -> Iterator[Statement]:
 
 
 def _single(file: str, statement: Statement) -> Statement:
-    """The statement, if it is one and the whole of one."""
-    first, last = statement[0], statement[-1]
+    """The statement, if it is one and the whole of one: after a value or brackets nothing may begin in it."""
     if not _has_head(statement):
+        first = statement[0]
         raise BundleError(file, first.line, f"{first.text} begins no statement: indent what belongs to the one before")
     depth, is_after_value = 0, False
     for at, token in enumerate(statement):
-        role = _role(statement, at)
-        is_new = depth == 0 and is_after_value and role in (_Role.VALUE, _Role.BEGINS)
-        if is_new or (depth == 0 and token.text == ";"):
+        is_new = False
+        if token.kind == "punct":
+            depth += (token.text in _OPEN) - (token.text in _CLOSE)
+            is_new = depth == 0 and token.text == ";"
+            is_after_value = token.text in _CLOSE
+        elif depth == 0:
+            is_keyword = token.text in _KEYWORDS and not _is_name(statement, at)
+            is_new = is_after_value and not (is_keyword and token.text in _BETWEEN)
+            is_after_value = not is_keyword
+        if is_new:
             message = f"{token.text} does not belong to the statement before: begin each in the first column of a line"
             raise BundleError(file, token.line, message)
-        depth += (role is _Role.OPENS) - (role is _Role.CLOSES)
-        is_after_value = role in (_Role.VALUE, _Role.CLOSES)
     if not is_after_value:
-        raise BundleError(file, last.line, f"nothing follows {last.text}: indent what belongs to it")
+        raise BundleError(file, statement[-1].line, f"nothing follows {statement[-1].text}: indent what belongs to it")
     return statement
 
 
@@ -127,25 +131,11 @@ def _has_head(statement: Statement) -> bool:
     return head.kind == "name" and head.text not in _KEYWORDS
 
 
-class _Role(Enum):
-    """What a token is to those beside it: after a value or brackets, nothing may begin in the same statement."""
-
-    VALUE = 1
-    BEGINS = 2
-    BETWEEN = 3
-    OPENS = 4
-    CLOSES = 5
-
-
-def _role(statement: Statement, at: int) -> _Role:
-    token = statement[at]
-    if token.kind == "punct":
-        return _Role.OPENS if token.text in _OPEN else _Role.CLOSES if token.text in _CLOSE else _Role.BETWEEN
+def _is_name(statement: Statement, at: int) -> bool:
+    """Whether a keyword is none where it stands: a part of a path, or the function `contains`."""
     after = statement[at + 1].text if at + 1 < len(statement) else ""
-    is_plain = after == "." or (token.text == "contains" and after == "(") or (at > 0 and statement[at - 1].text == ".")
-    if token.kind == "name" and not is_plain and token.text in _KEYWORDS:
-        return _Role.BETWEEN if token.text in _BETWEEN else _Role.BEGINS
-    return _Role.VALUE
+    before = statement[at - 1].text if at else ""
+    return "." in (before, after) or (statement[at].text == "contains" and after == "(")
 
 
 def literal(token: Token) -> str | None:

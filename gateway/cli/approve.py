@@ -11,7 +11,7 @@ import typer
 
 from gateway.cli.admin import Admin, AdminFailed
 from gateway.cli.options import HOME, HomeOption, JsonOption
-from gateway.cli.output import complain, console, print_json, print_rows, printable
+from gateway.cli.output import brief, complain, console, print_json, print_rows, printable
 from gateway.home import Home
 
 ADMIN_KEY = "BURSAR_ADMIN_KEY"
@@ -24,6 +24,7 @@ UrlOption = Annotated[
 ]
 _COLUMNS = ("id", "kind", "subject", "requested_by", "state", "until", "decided_by")
 _AWAY = 3
+_NONE_WAIT = "what waits for approval lives in one that does"
 
 
 def approvals(
@@ -80,7 +81,8 @@ def reload(
     key_file: KeyFileOption = None, url: UrlOption = None, home: HomeOption = HOME, as_json: JsonOption = False
 ) -> None:
     """Let every gateway of the home apply its configuration file and policy bundle again."""
-    answers = [admin.post("/admin/reload") for admin in _admins(home, key_file, url)]
+    away = "nothing to reload; a start takes the file as it is"
+    answers = [admin.post("/admin/reload") for admin in _admins(home, key_file, url, away)]
     if as_json:
         print_json(answers)
     else:
@@ -90,9 +92,9 @@ def reload(
         raise typer.Exit(1)
 
 
-def _admins(home: Path, key_file: Path | None, url: str | None) -> list[Admin]:
-    """The admin planes to ask, with the key to ask them with; exit 3 where none runs."""
-    secret = key_file.read_text(encoding="utf-8").strip() if key_file is not None else os.environ.get(ADMIN_KEY, "")
+def _admins(home: Path, key_file: Path | None, url: str | None, away: str = _NONE_WAIT) -> list[Admin]:
+    """The admin planes to ask, with the key to ask them with; exit 3 where none runs, saying what that means."""
+    secret = _secret_in(key_file) if key_file is not None else os.environ.get(ADMIN_KEY, "")
     if url is not None:
         parts = urlsplit(url)
         if parts.scheme != "http" or parts.hostname is None or parts.port is None:
@@ -103,9 +105,16 @@ def _admins(home: Path, key_file: Path | None, url: str | None) -> list[Admin]:
     at_home = Home.at(home)
     runs = [run for name in at_home.gateways() if at_home.alive(name) and (run := at_home.read_run(name)) is not None]
     if not runs:
-        complain(f"no gateway runs on {home}: what waits for approval lives in one that does")
+        complain(f"no gateway runs on {home}: {away}")
         raise typer.Exit(_AWAY)
     return [Admin(run["admin_host"], run["admin_port"], secret or at_home.admin_secret()) for run in runs]
+
+
+def _secret_in(key_file: Path) -> str:
+    try:
+        return key_file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"--key-file {key_file} cannot be read") from error
 
 
 def _listed(admin: Admin, *, every: bool = False) -> list[dict[str, Any]]:
@@ -144,8 +153,10 @@ def _print_decided(answer: dict[str, Any]) -> None:
 
 def _print_reloaded(answer: dict[str, Any]) -> None:
     if answer["applied"]:
-        changes = ", ".join(answer["changes"]) or "nothing in the configuration"
-        console().print(f"applied {answer['digest'][:16]}: {changes}", markup=False, soft_wrap=True)
+        before, after = answer["policy_revision_before"], answer["policy_revision"]
+        bundle = [] if before == after else [f"policy {before or 'unknown'} -> {after or 'unknown'}"]
+        changes = ", ".join([*answer["changes"], *bundle]) or "nothing in the configuration"
+        console().print(brief(f"applied {answer['digest'][:16]}: {changes}"), markup=False, soft_wrap=True)
         return
     console().print(answer["message"], markup=False, soft_wrap=True)
     _print_detail(answer["approval"])

@@ -29,7 +29,7 @@ def serve(
     ] = False,
 ) -> None:
     """Serve the ledger to ClickHouse's clients, read-only, for whoever has a key."""
-    at_home = Home.at(home)
+    at_home = Home(home)
     client = running(at_home.path)
     if client is not None:
         _say_where(client.address, host, port)

@@ -77,8 +77,7 @@ def _recorded(client: LedgerClient, request_id: str) -> tuple[dict[str, Any] | N
 
 def _undecided(request_id: str, request: dict[str, Any]) -> str:
     if request["error_code"] == POLICY_UNAVAILABLE.code:
-        where = "its answer says why, and the gateway's log where the engine was away or ended"
-        return f"policy gave no decision on {request_id}: {where}"
+        return f"policy gave no decision on {request_id}: its answer says why, and the gateway's log in full"
     why = request["error_code"] or request["status"]
     return f"no policy decided on {request_id}: it ended as {request['status']} ({why}) before it was asked"
 

@@ -36,6 +36,10 @@ _FIRST: dict[str, dict[str, Any]] = {
 }
 
 
+class _Unread(CheckFailed):
+    """The process ended before it had read all of what it was asked, so that is not what ended it."""
+
+
 class _Running(NamedTuple):
     process: subprocess.Popen[bytes]
     reader: asyncio.StreamReader
@@ -47,7 +51,7 @@ class CheckProcess:
     """Makes checks in a process of its own, for one event loop; `close` it in the end.
 
     A check has `timeout_s` from its turn on and as long again to wait for it; importing what a check needs has
-    `start_s`. At most `waiting_max` wait.
+    `start_s`. At most `waiting_max` wait. One that its process did not come to read before it ended is made once more.
     """
 
     def __init__(
@@ -119,6 +123,12 @@ class CheckProcess:
                     await self._prepare(check)
 
     async def _exchange(self, check: str, given: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return await self._made(check, given)
+        except _Unread:
+            return await self._made(check, given)
+
+    async def _made(self, check: str, given: dict[str, Any]) -> dict[str, Any]:
         running = await self._prepare(check)
         return await self._ask(running, check, given, self.timeout_s)
 
@@ -131,14 +141,15 @@ class CheckProcess:
             return await self._prepared(check)
         except CheckFailed as failed:
             # It was given nothing of a request yet, so this is the fault of nobody who asks.
-            raise CheckFailed(NOT_STARTED, f"the check cannot be prepared: {failed}") from failed
+            raise type(failed)(NOT_STARTED, f"the check cannot be prepared: {failed}") from failed
         finally:
             self._is_preparing = False
 
     async def _prepared(self, check: str) -> _Running:
-        if self._running is not None and self._running.process.poll() is not None:
-            await self._end()  # it died while it had nothing to do
         running = self._running
+        if running is not None and (running.process.poll() is not None or running.reader.at_eof()):
+            await self._end()  # it died while it had nothing to do
+            running = None
         if running is None:
             running = self._running = await self._start()
         if check not in running.ready:
@@ -163,7 +174,11 @@ class CheckProcess:
         except TimeoutError:
             await self._end()
             raise CheckFailed("timeout", f"the check did not end within {timeout_s:g} s") from None
-        except (OSError, EOFError, ValueError):
+        except OSError:
+            # A socket is reset where its other side is closed with something unread.
+            await self._end()
+            raise _Unread("crash", "the process that makes checks ended when it was asked") from None
+        except (EOFError, ValueError):
             await self._end()
             raise CheckFailed("crash", "the process that makes checks ended") from None
         except asyncio.CancelledError:

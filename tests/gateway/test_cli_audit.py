@@ -188,6 +188,7 @@ def test_a_journal_that_is_gone_does_not_pass_in_silence(home: Path, tmp_path: P
 
 
 def test_a_home_without_journals_is_not_proved(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
     assert f"there is no journal and nothing signed in {tmp_path}" in ran(NO, tmp_path, "verify").stderr
     assert "holds no journal segment" in ran(NO, tmp_path, "verify", "--writer", "nobody").stderr
 

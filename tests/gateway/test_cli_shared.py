@@ -111,7 +111,7 @@ def test_what_others_have_is_not_known_offline(rested: tuple[Path, Path]) -> Non
 def test_doctor_says_of_each_gateway_of_a_home_whether_it_runs(rested: tuple[Path, Path], tmp_path: Path) -> None:
     home, config = rested
     assert gateways(home, config) == {"gateway left": "optional", "gateway right": "optional"}
-    assert gateways(tmp_path / "new", config) == {"gateway": "optional"}
+    assert gateways(Home(tmp_path / "new").path, config) == {"gateway": "optional"}
 
 
 def test_a_live_gateway_says_what_is_stranded_and_held_elsewhere(serving: GatewayProcess) -> None:

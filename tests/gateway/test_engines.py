@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from gateway import engines
-from gateway.engines import Engines
+from gateway.engines import SAID_AGAIN_S, SAID_MAX, Deciding, Engines, Failures
+from policy.decider import Decider, Failure
 from policy.opa import OpaEngine, OpaServer
-from policy.port import ADMISSION, EngineAway
+from policy.port import ADMISSION, Answer, EngineAway, EvaluationError, PolicyInput, PolicyUnavailable
 from tests.gateway.one_worker import OneWorker
 
 
@@ -63,3 +65,47 @@ async def test_an_opa_that_nobody_waits_for_any_more_is_closed(tmp_path: Path, m
     assert opening.cancelled()
     with pytest.raises(EngineAway, match="closed"):
         await polled[0].evaluate(ADMISSION, b"{}")
+
+
+class Failing:
+    """Decides nothing."""
+
+    revision, away_since_s = "sha256:failing", None
+
+    async def evaluate(self, entry: str, input_json: bytes) -> Answer:
+        raise EvaluationError("the rules conflict")
+
+    async def close(self) -> None:
+        """Nothing to end."""
+
+
+async def test_why_nothing_is_decided_is_in_the_log_with_the_input() -> None:
+    engine = Failing()
+    decider = Decider(engine)
+    Engines({}).serve(decider, Deciding(engine, None))
+    with capture_logs() as logs:
+        for _ in range(3):
+            with pytest.raises(PolicyUnavailable):
+                await decider.decide(PolicyInput("acme", "search", "web", (), "internal", "chat", "sim-small"))
+    [said] = logs
+    assert (said["reason"], said["entry"]) == ("EvaluationError: the rules conflict", ADMISSION)
+    assert '"app":"web"' in said["input"]
+    assert len(said["input_digest"]) == 64
+
+
+def test_each_reason_is_logged_once_a_minute_and_a_flood_of_them_is_bounded() -> None:
+    now_s = 0.0
+    failures = Failures(lambda: now_s)
+
+    def logged(*reasons: str, is_shadow: bool = False) -> int:
+        with capture_logs() as logs:
+            for reason in reasons:
+                failures.say(Failure(reason, ADMISSION, b"{}", is_shadow))
+        return len(logs)
+
+    assert logged("one", "one", "two") == 2
+    assert logged("one", "one", is_shadow=True) == 1
+    now_s = SAID_AGAIN_S - 1
+    assert logged("one", *map(str, range(1000))) == SAID_MAX - 3
+    now_s = SAID_AGAIN_S
+    assert logged("one", "one", "two") == 2

@@ -71,7 +71,8 @@ def test_an_application_key_is_unknown_on_the_admin_plane(gateway: GatewayProces
         ("POST", "/admin/reload"),
         ("DELETE", "/admin/keys/x"),
     ]:
-        error_of(gateway.admin.request(method, path, headers=headers), 401, "invalid_api_key")
+        error = error_of(gateway.admin.request(method, path, headers=headers), 401, "invalid_api_key")
+        assert "Bearer bsa-" in error["message"]
         error_of(gateway.admin.request(method, path, headers={"authorization": ""}), 401, "invalid_api_key")
 
 

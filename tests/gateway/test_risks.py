@@ -10,11 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from domain.intent import Run
+from gateway import flow
+from gateway.errors import Refusal
 from gateway.risks import SCORING_APPLIED, TOLD_MAX, Risks, names_of, scope_of
 from ledger.journal import JournalFull
 from ledger.segments import read, replay_from_snapshot
 from policy.risk import APP, RUN, TEAM, LevelChange, Scope
 from policy.scoring import SIGNALS, parse_scoring
+from tests.gateway.one_worker import OneWorker, ask
 from tests.gateway.risk_desk import NOON_US, OTHER, POINT, US, WEB, Desk, scoring
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +56,22 @@ def test_signals_raise_the_level_of_who_gave_rise_to_them_and_the_ledger_says_wh
     row = desk.rows()[1]
     assert (row["org"], row["team"], row["app"], row["run_id"]) == ("acme", "search", "web", "")
     assert (row["value"], row["detail"]["signals"]) == (5_000, {"tool_blocked": 4_000, "policy_violation": 1_000})
+
+
+async def test_a_refusal_at_a_raised_level_says_which_it_is_and_whose(tmp_path: Path) -> None:
+    worker = OneWorker(tmp_path)
+    of = await worker.open()
+    of.risks.apply(scoring())
+    for team, app, count in (("billing", "cron", 20), ("search", "web", 10)):
+        row = {"name": "tool_blocked", "org": "acme", "team": team, "app": app, "value": count, "ts_us": of.now_us()}
+        of.risks.consume({**row, "run_id": "run-1" if team == "billing" else ""})
+    refused = await flow.admit(of, ask(of, run=Run("run-1")))
+    assert isinstance(refused, Refusal)
+    assert [reason["code"] for reason in refused.detail["reasons"]] == ["risk_critical"]
+    assert refused.detail["risk"] == {"level": "critical", "scope": "run acme/run-1"}
+    assert of.risks.told(WEB, "") == {"level": "high", "scope": "team acme/search"}
+    assert of.risks.told(WEB._replace(org="other"), "") is None
+    await worker.close()
 
 
 def test_quiet_lowers_levels_step_by_step_and_the_ledger_has_each(desk: Desk) -> None:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import yaml
 
+from gateway.home import Home
 from tests.gateway import gateway_process
 from tests.gateway.deployment import KEY_ENV, deploy, tables
 from tests.gateway.fake_runtime import FakeRuntime
@@ -186,12 +187,15 @@ def test_a_bundle_that_admits_what_was_denied_waits_with_what_it_flips(own: Gate
     assert own.chat(model="hidden").status_code == 200
 
 
-def test_a_bundle_of_other_admissions_that_flips_nothing_recorded_is_applied(own: GatewayProcess) -> None:
-    assert own.chat().status_code == 200
+def test_a_bundle_of_other_admissions_that_flips_nothing_recorded_is_applied_and_named(own: GatewayProcess) -> None:
+    before = own.chat().headers["x-bursar-policy"]
     tighter = tables()
     tighter["rows"]["acme"]["*"]["*"]["blocked_tools"]["browser"] = True
     write_bundle(own.config.parent / "rego", tighter)
-    assert own.admin.post("/admin/reload").json()["applied"] is True
+    said = ran(DONE, "reload", home=own.home).stdout
+    after = own.chat().headers["x-bursar-policy"]
+    assert before != after
+    assert said.endswith(f": policy {before[:23]} -> {after[:23]}\n")
 
 
 def test_the_command_line_asks_lists_and_approves(
@@ -226,11 +230,15 @@ def test_who_has_no_access_to_the_home_names_the_gateway(own: GatewayProcess, bo
     assert denied.stdout.startswith("denied")
     ran(WRONG_USAGE, "approvals", *there[:2], home=nowhere)
     ran(WRONG_USAGE, "approvals", "--url", "https://x", *there[2:], home=nowhere)
-    ran(AWAY, "approvals", "--key-file", str(nowhere / "key"), home=nowhere)
+    said = ran(WRONG_USAGE, "approvals", "--key-file", "nosuch", home=nowhere).stderr
+    assert "--key-file nosuch cannot be read" in said
 
 
 def test_without_a_gateway_nothing_waits(tmp_path: Path) -> None:
-    assert "no gateway runs" in ran(AWAY, "approvals", home=tmp_path / "home").stderr
+    home = Home(tmp_path / "home").path
+    assert "what waits for approval lives in one that does" in ran(AWAY, "approvals", home=home).stderr
+    said = ran(AWAY, "reload", home=home).stderr
+    assert said == f"bursar: no gateway runs on {home}: nothing to reload; a start takes the file as it is\n"
 
 
 def test_an_approval_nobody_has_says_where_to_look(own: GatewayProcess) -> None:
@@ -299,7 +307,7 @@ def test_what_a_gate_says_of_another_time_is_recorded_as_no_check(own: GatewayPr
 
 
 def test_a_gate_without_a_gateway_goes_by_the_configuration_or_not_at_all(own: GatewayProcess, tmp_path: Path) -> None:
-    home = tmp_path / "home"
+    home = Home(tmp_path / "home").path
     here = ran(NO, "launch", "check", "--tool", "nothing", home=home, config=own.config)
     assert here.stdout.startswith("no-go: launch of nothing in test")
     assert "not recorded" in here.stderr

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,17 @@ AWS = "AKIA" + "QYLPMN5HHHFPZAM2"
 FOREVER = {"texts": [["here", '"' + "a" * 40 + '!"']], "schema": {"pattern": "^(a+)+$"}}
 HARMLESS = {"texts": [["here", 1, "hello"]]}
 LEAK = {"texts": [["here", 3, f"hello\n{AWS}"]]}
+
+CALLS = {"calls": [{"where": "call", "kind": "function", "name": "rm", "arguments": "{}"}], "offered": {}}
+# It answers what prepares it, and ends when it is asked.
+ENDS_UNREAD = """
+import select, socket, sys
+sock = socket.socket(fileno=int(sys.argv[1]))
+sock.recv(1 << 16)
+said = b'{"findings": []}'
+sock.sendall(len(said).to_bytes(4, "big") + said)
+select.select([sock], [], [])
+"""
 
 
 @pytest.fixture
@@ -34,6 +46,11 @@ async def failure(process: CheckProcess, check: str, given: dict[str, Any]) -> s
     return failed.value.kind
 
 
+def ticks(pid: int) -> int:
+    """How long a process has run, in the clock ticks of Linux."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+
+
 async def test_it_is_started_by_the_first_check_and_stays(process: CheckProcess) -> None:
     assert process.pid is None
     (found,) = await process.find("secrets", LEAK)
@@ -42,8 +59,7 @@ async def test_it_is_started_by_the_first_check_and_stays(process: CheckProcess)
     assert await process.find("secrets", HARMLESS) == []
     given = {"texts": [["here", 1, "ada@example.com"]], "entities": list(DEFAULT), "score_min": SCORE_MIN}
     assert [each.kind for each in await process.find("pii", given)] == ["EMAIL_ADDRESS"]
-    calls = [{"where": "call", "kind": "function", "name": "rm", "arguments": "{}"}]
-    assert await process.find("tool_calls", {"calls": calls, "offered": {}}) == [("not_offered", "call")]
+    assert await process.find("tool_calls", CALLS) == [("not_offered", "call")]
     with pytest.raises(SchemaRefused):
         await process.find("json_schema", {"texts": [["here", None]], "schema": {"type": "x"}})
     assert process.pid == pid
@@ -59,14 +75,18 @@ async def test_a_pattern_that_backtracks_for_ever_fails_and_the_next_check_is_ma
         os.kill(pid or 0, 0)
 
 
-async def test_a_process_that_is_killed_fails_the_check_under_way_and_is_replaced(process: CheckProcess) -> None:
+async def test_a_process_that_is_killed_fails_the_check_under_way_and_is_replaced() -> None:
+    process = CheckProcess(60.0, DEFAULT)
     assert await process.find("json_schema", {"texts": [["here", "{}"]], "schema": {}}) == []
-    asked = asyncio.create_task(failure(process, "json_schema", FOREVER))
-    await asyncio.sleep(0.2)
     assert process.pid is not None
+    idle_ticks = ticks(process.pid)
+    asked = asyncio.create_task(failure(process, "json_schema", FOREVER))
+    while ticks(process.pid) < idle_ticks + 5:
+        await asyncio.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     assert await asked == "crash"
     assert len(await process.find("secrets", LEAK)) == 1
+    await process.close()
 
 
 async def test_one_that_dies_idle_is_replaced_and_fails_no_check(process: CheckProcess) -> None:
@@ -75,6 +95,30 @@ async def test_one_that_dies_idle_is_replaced_and_fails_no_check(process: CheckP
     os.kill(process.pid, signal.SIGKILL)
     await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert len(await process.find("secrets", LEAK)) == 1
+
+
+@pytest.mark.parametrize(("check", "given"), [("secrets", LEAK), ("tool_calls", CALLS)], ids=["ready", "not ready"])
+async def test_one_that_dies_before_it_reads_the_check_is_replaced_and_fails_none(
+    process: CheckProcess, check: str, given: dict[str, Any]
+) -> None:
+    """Nothing tells such a process from a living one when the check is sent, and its death is not what was in it."""
+    assert await process.find("secrets", HARMLESS) == []
+    pid = process.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    asked = asyncio.create_task(process.find(check, given))
+    await asyncio.sleep(0.1)
+    assert process.pid == pid
+    os.kill(pid, signal.SIGKILL)
+    assert len(await asked) == 1
+    assert process.pid != pid
+
+
+async def test_a_check_that_two_processes_die_of_unread_fails() -> None:
+    process = CheckProcess(5.0, DEFAULT, command=(sys.executable, "-c", ENDS_UNREAD))
+    assert await failure(process, "secrets", HARMLESS) == "crash"
+    assert process.ended == 2
+    await process.close()
 
 
 async def test_who_leaves_does_not_get_the_next_one_their_answer(process: CheckProcess) -> None:

@@ -16,7 +16,7 @@ from policy.bundle import load
 from policy.child import Child
 from policy.embedded import EmbeddedEngine
 from policy.frames import FRAME_BYTES_MAX, question
-from policy.port import ADMISSION, BundleError, EngineAway, EvaluationError, Undefined
+from policy.port import ADMISSION, BundleError, EngineAway, EvaluationError, Undefined, Unfinished
 from policy.session import BundleSession
 
 FILE = "bursar/admission/admission.rego"
@@ -105,7 +105,7 @@ async def test_an_evaluation_without_end_is_ended_and_those_behind_it_are_answer
 async def test_what_ended_the_engine_once_is_refused_at_once(write_bundle, open_engine) -> None:
     engine = await open_engine(write_bundle({FILE: HEAD + SLOW}), timeout_ms=200)
     for _ in range(3):
-        with pytest.raises(EvaluationError, match="did not end within"):
+        with pytest.raises(Unfinished, match="did not end within"):
             await engine.evaluate(ADMISSION, b'{"slow": true}')
     assert await allows(engine, b"{}") is False
     assert engine.counts.restarts == 1
@@ -139,7 +139,7 @@ async def test_what_ends_the_engine_twice_is_refused_and_the_others_are_answered
         os.kill(pid_of(engine), signal.SIGKILL)
         while engine.counts.restarts == killed:  # noqa: ASYNC110 it counts and tells nobody
             await asyncio.sleep(0.01)
-    with pytest.raises(EvaluationError, match="ended with -9 on this input, twice"):
+    with pytest.raises(Unfinished, match="ended with -9 on this input, twice"):
         await slow
     assert await behind is False
 
