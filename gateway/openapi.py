@@ -63,7 +63,7 @@ _HEADERS = [
 _REFUSALS = {
     "400": "The request is malformed; `param` names the field.",
     "401": "The key is missing, unknown, revoked or expired.",
-    "403": "Rego said no; the reasons are listed.",
+    "403": "Rego said no; the reasons are listed, with the risk level and whose it is where one is raised.",
     "404": "The model is not offered to the caller.",
     "408": "The request did not arrive in time.",
     "409": "The request has been sent before: it is in progress, or was served and its answer is not kept.",

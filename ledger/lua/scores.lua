@@ -2,7 +2,7 @@
 -- changed. A score halves every `half_ms`. ARGV: JSON. KEYS: the state, the number of this session's last exchange, then
 -- for each table its scores and their order. All is read and checked before anything is written.
 --
--- state     epoch, run (of the server that the epoch began on), version (of the last change)
+-- state     epoch, run (of the server it began on), version (of the last change), latest_ms (time of an exchange)
 -- scores    key -> score and when it was that, in ms: `1500|1772323200000`
 -- order     key -> the version at which it was last touched
 -- ask       session, number, epoch, half_ms, score_max, faded, age_ms (of `adds`), keep_s, answer_max, and per table:
@@ -11,7 +11,8 @@
 local ask = cjson.decode(ARGV[1])
 local clock = redis.call('TIME')
 local now_ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local tables = #ask.tables
+-- A clock is set back by less than this now and then, and scores then stand still for as long.
+local BACK_MS_MAX = 5000
 
 local function text(number)
   return string.format('%.0f', number)
@@ -36,13 +37,20 @@ end
 local is_new = last == ask.number - 1
 
 -- Who was told of another epoch than this one raises the scores again to what it knows: any of them may have been lost.
-local epoch, run, version = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'run', 'version'))
+-- What a clock that was ahead has left is wrong: no score of before counts then.
+local epoch, run, version, latest_ms = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'run', 'version', 'latest_ms'))
 local runs = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
-if run ~= runs then
-  epoch = runs .. '-' .. clock[1] .. '-' .. clock[2]
+version, latest_ms = tonumber(version or 0), tonumber(latest_ms or 0)
+local is_back = latest_ms > now_ms + BACK_MS_MAX
+if run ~= runs or is_back then
+  version = version + 1 -- a clock that goes back may give a time again
+  epoch = runs .. '-' .. clock[1] .. '-' .. clock[2] .. '-' .. text(version)
 end
-version = tonumber(version or 0)
 local is_known = ask.epoch == epoch
+
+local function score_before(at, key)
+  return is_back and 0 or score_of(at, key)
+end
 
 local changed = {}
 for at, said in ipairs(ask.tables) do
@@ -55,22 +63,22 @@ for at, said in ipairs(ask.tables) do
   end
   if is_new then
     for i = 1, #said.floors, 2 do
-      if said.floors[i + 1] > score_of(at, said.floors[i]) then
+      if said.floors[i + 1] > score_before(at, said.floors[i]) then
         set(said.floors[i], said.floors[i + 1])
       end
     end
     for i = 1, #said.adds, 2 do
-      set(said.adds[i], (scores[said.adds[i]] or score_of(at, said.adds[i])) + faded(said.adds[i + 1], ask.age_ms))
+      set(said.adds[i], (scores[said.adds[i]] or score_before(at, said.adds[i])) + faded(said.adds[i + 1], ask.age_ms))
     end
   end
   changed[at] = {scores = scores, order = order}
 end
 
-if run ~= runs then
-  redis.call('HSET', KEYS[1], 'epoch', epoch, 'run', runs)
-end
 for at, said in ipairs(ask.tables) do
   local scores, order = KEYS[2 * at + 1], KEYS[2 * at + 2]
+  if is_back then
+    redis.call('DEL', scores, order)
+  end
   for _, key in ipairs(changed[at].order) do
     version = version + 1
     redis.call('HSET', scores, key, text(changed[at].scores[key]) .. '|' .. text(now_ms))
@@ -87,7 +95,8 @@ for at, said in ipairs(ask.tables) do
   redis.call('EXPIRE', scores, ask.keep_s)
   redis.call('EXPIRE', order, ask.keep_s)
 end
-redis.call('HSET', KEYS[1], 'version', text(version))
+latest_ms = is_back and now_ms or math.max(latest_ms, now_ms)
+redis.call('HSET', KEYS[1], 'epoch', epoch, 'run', runs, 'version', text(version), 'latest_ms', text(latest_ms))
 redis.call('EXPIRE', KEYS[1], ask.keep_s)
 redis.call('SET', KEYS[2], text(ask.number), 'EX', ask.keep_s)
 

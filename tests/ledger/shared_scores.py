@@ -12,6 +12,8 @@ SCORE_MAX = 10**12
 FADED = 1_000
 TERMS = Terms(HALF_LIFE_S, SCORE_MAX, FADED)
 TABLES = (Table("team", 5), Table("run", 5))
+MANY = (Table("team", 3_000), Table("run", 3_000))
+POINT = 1_000_000
 
 
 class Knows:
@@ -81,3 +83,10 @@ class Sharer:
             if not self.take(self.deliver(self.ask())):
                 return number
         raise AssertionError(f"{rounds_max} exchanges and no end")
+
+
+def told(*sharers: Sharer) -> list[int]:
+    """What each says of `a` when all have told all."""
+    for each in (*sharers, *sharers):
+        each.exchange()
+    return [each.score("a") for each in sharers]

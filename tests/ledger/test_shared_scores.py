@@ -5,19 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from ledger.shards import BadReply
-from ledger.shared_scores import ANSWER_MAX, PREFIX, Ask, SharedScores, Table, Terms, exchange
+from ledger.shared_scores import ANSWER_MAX, PREFIX, SharedScores, Terms, exchange
 from ledger.shared_store import FAULTS, connect
-from tests.ledger.replicas import NOW_S
 from tests.ledger.shared_book import Clock
-from tests.ledger.shared_scores import FADED, HALF_LIFE_S, SCORE_MAX, TABLES, TERMS, Knows, Sharer
+from tests.ledger.shared_scores import FADED, HALF_LIFE_S, MANY, POINT, SCORE_MAX, TABLES, TERMS, Knows, Sharer, told
 from tests.redis_server import RedisServer
 
-POINT = 1_000_000
-MANY = (Table("team", 3_000), Table("run", 3_000))
+DAY_S = 86_400
 
 
 @pytest.fixture
@@ -27,13 +23,6 @@ def two(redis_client: "redis.Redis[bytes]", clock: Clock) -> tuple[Sharer, Share
     for each in sharers:
         each.exchange()
     return sharers
-
-
-def told(*sharers: Sharer) -> list[int]:
-    """What each says of `a` when all have told all."""
-    for each in (*sharers, *sharers):
-        each.exchange()
-    return [each.score("a") for each in sharers]
 
 
 def pass_s(clock: Clock, seconds: int) -> None:
@@ -153,6 +142,53 @@ def test_a_restart_that_loses_nothing_counts_nothing_twice(two: tuple[Sharer, Sh
     assert told(first, second) == [2 * POINT] * 2
 
 
+def test_what_a_clock_that_was_ahead_has_left_is_right_and_fades(
+    two: tuple[Sharer, Sharer], clock: Clock, redis_client: "redis.Redis[bytes]"
+) -> None:
+    first, second = two
+    pass_s(clock, DAY_S)
+    first.add("a", 5 * POINT)
+    told(first, second)
+    pass_s(clock, -DAY_S)
+    for each in two:  # as the gateway's tracker does
+        each.own.put(0, "a", 5 * POINT, each.now_s)
+    assert told(first, second) == [5 * POINT] * 2
+    pass_s(clock, 10 * HALF_LIFE_S)
+    assert told(Sharer(redis_client, clock)) == [5 * POINT // 1024]
+    second.add("a", POINT)
+    assert told(first, second) == [POINT + 5 * POINT // 1024] * 2
+
+
+def test_a_clock_that_is_set_back_to_the_same_time_twice_has_all_told_again_twice(
+    two: tuple[Sharer, Sharer], clock: Clock, redis_client: "redis.Redis[bytes]"
+) -> None:
+    first, second = two
+    first.add("a", POINT)
+    told(first, second)
+    for ahead_s in (6, DAY_S):
+        pass_s(clock, ahead_s)
+        first.exchange()
+        second.exchange()
+        pass_s(clock, -ahead_s)
+        first.deliver(first.ask())  # the answer is lost
+    assert told(first, second, Sharer(redis_client, clock)) == [POINT] * 3
+
+
+def test_a_clock_that_is_set_back_a_little_has_nothing_told_again(
+    two: tuple[Sharer, Sharer], clock: Clock, redis_client: "redis.Redis[bytes]"
+) -> None:
+    first, second = two
+    first.add("a", POINT)
+    told(first, second)
+    epoch = redis_client.hget(f"{PREFIX}:state", "epoch")
+    pass_s(clock, -5)
+    assert [first.exchange(), second.exchange()] == [1, 1]
+    assert redis_client.hget(f"{PREFIX}:state", "epoch") == epoch
+    pass_s(clock, -1)
+    first.exchange()
+    assert redis_client.hget(f"{PREFIX}:state", "epoch") != epoch, "however slowly it goes back"
+
+
 def test_a_replica_that_begins_with_what_its_journal_had_counts_none_of_it_twice(
     two: tuple[Sharer, Sharer], clock: Clock, redis_client: "redis.Redis[bytes]"
 ) -> None:
@@ -260,48 +296,6 @@ def test_an_answer_out_of_form_changes_nothing(two: tuple[Sharer, Sharer], reply
         first.shared.apply(reply, first.now_s)
     assert first.ask() == ask
     assert told(first, second) == [POINT] * 2
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
-@given(st.data())
-def test_replicas_agree_in_the_end_whatever_befell_their_exchanges(
-    redis_client: "redis.Redis[bytes]", data: st.DataObject
-) -> None:
-    """Without anything forgotten the sum is exact; where Redis forgets, no score is lower than any replica's own."""
-    redis_client.flushall()
-    clock = Clock()
-    clock.follow(NOW_S)
-    sharers = [Sharer(redis_client, clock, MANY) for _ in range(3)]
-    late: list[tuple[Sharer, Ask]] = []
-    added, has_forgotten = 0, False
-    steps = st.sampled_from(["add", "exchange", "lost", "unanswered", "late", "restart", "flush"])
-    for step in data.draw(st.lists(steps, max_size=25)):
-        each = sharers[data.draw(st.integers(0, 2))]
-        if step == "add":
-            amount = data.draw(st.integers(1, 5)) * POINT
-            each.add("a", amount)
-            added += amount
-        elif step == "exchange":
-            each.take(each.deliver(each.ask()))
-        elif step == "lost":
-            late.append((each, each.ask()))
-        elif step == "unanswered":
-            each.deliver(each.ask())
-        elif step == "late" and late:
-            sender, ask = late.pop()
-            sender.deliver(ask)
-        elif step == "restart":
-            clock.run += "0"
-        elif step == "flush":
-            redis_client.flushall()
-            has_forgotten = True
-            late = [(sender, ask) for sender, ask in late if b'"number":0' not in ask.payload]
-    known = max(each.score("a") for each in sharers)
-    scores = told(*sharers)
-    assert len(set(scores)) == 1
-    assert known <= scores[0] <= added
-    if not has_forgotten:
-        assert scores[0] == added
 
 
 class TestOverTheNetwork:

@@ -81,7 +81,7 @@ async def test_a_process_that_is_killed_fails_the_check_under_way_and_is_replace
     assert process.pid is not None
     idle_ticks = ticks(process.pid)
     asked = asyncio.create_task(failure(process, "json_schema", FOREVER))
-    while ticks(process.pid) < idle_ticks + 5:
+    while ticks(process.pid) < idle_ticks + 5:  # noqa: ASYNC110 it tells nobody
         await asyncio.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     assert await asked == "crash"

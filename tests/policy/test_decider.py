@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policy.bundle import load
-from policy.decider import AWAY, Decider, Failure, Recorded
+from policy.decider import Decider, Recorded
 from policy.decision import parse
 from policy.embedded import EmbeddedEngine
 from policy.port import (
@@ -335,54 +335,6 @@ async def test_a_shadow_is_recorded_beside_the_decision_in_force(fake_engine, re
     assert (shadow.decision.allow, shadow.decision.revision) == (False, "sha256:next")
     assert shadow.decision.decision_id == decision.decision_id
     assert decider.cached(request_facts) is decision
-
-
-async def test_a_shadow_that_fails_is_counted_and_told_and_reaches_no_request(
-    fake_engine, request_facts: PolicyInput
-) -> None:
-    told: list[Failure] = []
-    decider = Decider(fake_engine(ALLOW))
-    decider.on_failure, decider.shadow = told.append, fake_engine(EvaluationError("no"))
-    decision = await decider.decide(request_facts)
-    assert decision.allow
-    while not told:  # noqa: ASYNC110 nobody tells
-        await asyncio.sleep(0)
-    assert decider.shadow_failures == 1
-    assert told == [Failure("EvaluationError: no", ADMISSION, decision.input_json, is_shadow=True)]
-
-
-@pytest.mark.parametrize(
-    ("failed", "said"),
-    [
-        (EngineAway("OPA cannot be asked: ClientConnectorError: host 127.0.0.1:18181"), AWAY),
-        (EvaluationError("the rules conflict"), "the rules conflict"),
-    ],
-)
-async def test_a_caller_reads_no_class_or_address_and_the_operator_is_told_all(
-    fake_engine, request_facts: PolicyInput, failed: EvaluationError, said: str
-) -> None:
-    told: list[Failure] = []
-    decider = Decider(fake_engine(failed))
-    decider.on_failure = told.append
-    whole = f"{type(failed).__name__}: {failed}"
-    document = {"tool": {"name": "shell"}}
-    for asked in (decider.decide(request_facts), decider.ask(TOOLS, document)):
-        with pytest.raises(PolicyUnavailable) as caught:
-            await asked
-        assert (str(caught.value), caught.value.said) == (whole, said)
-    assert told == [
-        Failure(whole, ADMISSION, canonical(request_facts.document())),
-        Failure(whole, TOOLS, canonical(document)),
-    ]
-
-
-async def test_an_input_without_a_json_form_is_refused_as_any_other(fake_engine, request_facts: PolicyInput) -> None:
-    told: list[Failure] = []
-    decider = Decider(fake_engine(ALLOW))
-    decider.on_failure = told.append
-    with pytest.raises(PolicyUnavailable, match="no JSON form"):
-        await decider.decide(request_facts._replace(app="\ud800"))
-    assert [failure.input_json for failure in told] == [b""]
 
 
 async def test_another_entry_point_is_asked_each_time_and_recorded(fake_engine) -> None:
