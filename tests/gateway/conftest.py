@@ -1,6 +1,5 @@
 """One fake runtime and one real gateway process for all tests that need nothing of their own."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,14 @@ from tests.gateway.gateway_process import GatewayProcess
 from tests.gateway.verified_deployment import deploy_verified, judging
 
 
+@pytest.fixture(scope="session", autouse=True)
+def secret() -> Iterator[None]:
+    """The key of a runtime, which every configuration of these tests names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(KEY_ENV, "runtime-secret")
+        yield
+
+
 @pytest.fixture(scope="session")
 def fake() -> Iterator[FakeRuntime]:
     """The runtime behind every model."""
@@ -23,11 +30,9 @@ def fake() -> Iterator[FakeRuntime]:
 @pytest.fixture(scope="session")
 def gateway(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """A gateway with the usual deployment; tests leave nothing held and no limit used up that others need."""
-    os.environ[KEY_ENV] = "runtime-secret"
     folder = tmp_path_factory.mktemp("gateway")
     with gateway_process.running(folder / "home", deploy(folder, fake.url)) as gateway:
         yield gateway
-    del os.environ[KEY_ENV]
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +45,6 @@ def judge() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 @pytest.fixture(scope="session")
 def verified(fake: FakeRuntime, judge: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """A gateway whose policy obliges checks of most of its models."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv(KEY_ENV, "runtime-secret")
     folder = tmp_path_factory.mktemp("verified")
     with gateway_process.running(folder / "home", deploy_verified(folder, fake.url, judge[0])) as verified:
         yield verified
-    patch.undo()

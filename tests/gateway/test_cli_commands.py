@@ -19,7 +19,7 @@ from gateway.cli import main
 from gateway.home import Home
 from ledger.segments import segment_paths
 from tests.gateway import gateway_process
-from tests.gateway.deployment import KEY_ENV, deploy, tables, write_bundle
+from tests.gateway.deployment import deploy, tables, write_bundle
 from tests.gateway.fake_runtime import FakeRuntime
 from tests.gateway.gateway_process import GatewayProcess, bursar, error_of, until
 
@@ -29,7 +29,6 @@ DONE, NO, WRONG_USAGE, AWAY = 0, 1, 2, 3
 @pytest.fixture(scope="module")
 def up(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """`bursar up`: gateway and ledger process."""
-    os.environ[KEY_ENV] = "runtime-secret"
     folder = tmp_path_factory.mktemp("up")
     with gateway_process.running(folder / "home", deploy(folder, fake.url), "up") as up:
         yield up
@@ -38,7 +37,6 @@ def up(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(scope="module")
 def rested(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A home, and the configuration, of a gateway that has served one request and stopped."""
-    os.environ[KEY_ENV] = "runtime-secret"
     folder = tmp_path_factory.mktemp("rested")
     config = deploy(folder, fake.url)
     with gateway_process.running(folder / "home", config) as gateway:

@@ -17,7 +17,7 @@ from gateway.cli import export
 from ledger.client import QueryFailed
 from ledger.focus import COLUMNS
 from tests.gateway import gateway_process
-from tests.gateway.deployment import KEY_ENV, deploy
+from tests.gateway.deployment import deploy
 from tests.gateway.fake_runtime import FakeRuntime
 from tests.gateway.gateway_process import error_of
 from tests.gateway.test_cli_commands import AWAY, DONE, NO, WRONG_USAGE, ran
@@ -26,22 +26,15 @@ Rested = tuple[Path, Path, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def rested(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rested]:
+def rested(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Rested:
     """A home, its configuration, and the usage rows of a gateway that has stopped."""
     folder = tmp_path_factory.mktemp("export")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(KEY_ENV, "runtime-secret")
-        config = deploy(folder, fake.url)
-        with gateway_process.running(folder / "home", config) as gateway:
-            rows = [gateway.ended(gateway.chat(team)) for team in ("roomy", "roomy", "search")]
-            rows.append(gateway.ended(gateway.chat("search", stream=True)))
-            error_of(gateway.chat("quota", max_tokens=500), 429, "insufficient_quota")
-        yield folder / "home", config, rows
-
-
-@pytest.fixture(autouse=True)
-def secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY_ENV, "runtime-secret")
+    config = deploy(folder, fake.url)
+    with gateway_process.running(folder / "home", config) as gateway:
+        rows = [gateway.ended(gateway.chat(team)) for team in ("roomy", "roomy", "search")]
+        rows.append(gateway.ended(gateway.chat("search", stream=True)))
+        error_of(gateway.chat("quota", max_tokens=500), 429, "insufficient_quota")
+    return folder / "home", config, rows
 
 
 def exported(rested: Rested, *options: str) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from gateway.keys import KeyStore
 from ledger.client import open_ledger
 from ledger.journal import Journal
 from ledger.reports import BadReport
-from tests.gateway.deployment import KEY_ENV, document
+from tests.gateway.deployment import document
 from tests.gateway.gateway_process import write_config
 from tests.gateway.test_cli_commands import NO, ran
 
@@ -58,9 +58,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def ask(home: Path, monkeypatch: pytest.MonkeyPatch) -> Privileges:
+def ask(home: Path) -> Privileges:
     """Runs the command; its rows, or the result of a run that is not asked for JSON."""
-    monkeypatch.setenv(KEY_ENV, "runtime-secret")
     app = typer.Typer()
     app.command()(privileges)
 
@@ -94,8 +93,7 @@ def test_it_can_be_narrowed(ask: Privileges) -> None:
     assert {row["team"] for row in ask("--team", "ads")} == {"ads"}
 
 
-def test_a_team_that_nobody_calls_from_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY_ENV, "runtime-secret")
+def test_a_team_that_nobody_calls_from_is_refused(home: Path) -> None:
     asked = ("policy", "privileges", "--team", "serch")
     said = ran(NO, *asked, home=home, config=home.parent / "bursar.yaml").stderr
     assert "no application has a key for team=serch" in said

@@ -16,7 +16,7 @@ from ledger.replicas import QUIET_S
 from ledger.segments import read
 from ledger.shard_names import NAMES
 from tests.gateway import gateway_process
-from tests.gateway.deployment import KEY_ENV, closed_port, deploy
+from tests.gateway.deployment import closed_port, deploy
 from tests.gateway.fake_runtime import FakeRuntime
 from tests.gateway.gateway_process import GatewayProcess, until
 from tests.gateway.test_cli_commands import AWAY, DONE, NO, WRONG_USAGE, answer, ran
@@ -139,13 +139,8 @@ def test_without_a_redis_there_is_nothing_to_list(tmp_path: Path) -> None:
 
 
 def test_a_gateway_whose_machine_is_lost_is_forgotten_while_another_serves(
-    server: RedisServer,
-    client: "redis.Redis[str]",
-    fake: FakeRuntime,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    server: RedisServer, client: "redis.Redis[str]", fake: FakeRuntime, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(KEY_ENV, "runtime-secret")
     config = deploy(tmp_path, fake.url, book={"url": server.url, "replicas": 2})
     with gateway_process.running(tmp_path / "home", config) as stays:
         lost = GatewayProcess(tmp_path / "lost", config)

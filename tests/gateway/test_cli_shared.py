@@ -18,7 +18,7 @@ from gateway.governance import system_now_us
 from gateway.home import Home
 from gateway.pseudonyms import Pseudonyms
 from tests.gateway import gateway_process
-from tests.gateway.deployment import KEY_ENV, closed_port, deploy
+from tests.gateway.deployment import closed_port, deploy
 from tests.gateway.fake_runtime import FakeRuntime
 from tests.gateway.gateway_process import HELLO, READY_S, ROOT, GatewayProcess, until
 from tests.gateway.test_cli_commands import AWAY, DONE, answer, ran
@@ -44,9 +44,8 @@ def rested(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def serving(fake: FakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GatewayProcess]:
+def serving(fake: FakeRuntime, tmp_path: Path) -> Iterator[GatewayProcess]:
     """One gateway with a shared book."""
-    monkeypatch.setenv(KEY_ENV, "runtime-secret")
     with RedisServer("none") as redis:
         config = deploy(tmp_path, fake.url, book={"url": redis.url})
         with gateway_process.running(tmp_path / "home", config) as serving:
@@ -142,10 +141,7 @@ def test_every_gateway_of_a_home_is_reconciled_and_follows_the_keys(serving: Gat
         until(lambda: models().status_code == 401, "the other gateway to refuse the key")
 
 
-def test_a_book_of_its_own_has_no_such_columns(
-    fake: FakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(KEY_ENV, "runtime-secret")
+def test_a_book_of_its_own_has_no_such_columns(fake: FakeRuntime, tmp_path: Path) -> None:
     config = deploy(tmp_path, fake.url)
     with gateway_process.running(tmp_path / "home", config) as alone:
         alone.ended(alone.chat("roomy"))

@@ -1,7 +1,6 @@
 """`bursar slo` and `bursar headroom`, over the requests of a real gateway."""
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import yaml
 from gateway.config_file import ConfigError, load
 from ledger import client
 from tests.gateway import gateway_process
-from tests.gateway.deployment import KEY_ENV, deploy
+from tests.gateway.deployment import deploy
 from tests.gateway.fake_runtime import FakeRuntime
 from tests.gateway.gateway_process import GatewayProcess, error_of
 from tests.gateway.test_cli_commands import AWAY, DONE, NO, WRONG_USAGE, answer, ran
@@ -36,7 +35,6 @@ SLOS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def up(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """Gateway and ledger process, after requests that were served, failed and were refused."""
-    os.environ[KEY_ENV] = "runtime-secret"
     folder = tmp_path_factory.mktemp("slo")
     with gateway_process.running(folder / "home", deploy(folder, fake.url, slos=SLOS), "up") as up:
         for team, model, stream in (
@@ -48,11 +46,6 @@ def up(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             up.ended(up.chat(team, model=model, stream=stream))
         error_of(up.chat("quota", max_tokens=500), 429, "insufficient_quota")
         yield up
-
-
-@pytest.fixture(autouse=True)
-def secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY_ENV, "runtime-secret")
 
 
 def test_slos_are_measured_over_what_the_gateway_did(up: GatewayProcess) -> None:

@@ -1,6 +1,5 @@
 """Where governance cannot be done, nothing is served: a policy that does not answer, a journal that is full."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,7 @@ from gateway.live import Live
 from gateway.pseudonyms import Pseudonyms
 from gateway.public import public_app
 from tests.gateway import gateway_process
-from tests.gateway.deployment import KEY_ENV, deploy, tables
+from tests.gateway.deployment import deploy, tables
 from tests.gateway.fake_runtime import FakeRuntime, usage, whole
 from tests.gateway.gateway_process import GatewayProcess, error_of, until, write_bundle
 from tests.gateway.one_worker import OneWorker
@@ -24,7 +23,6 @@ MIB = 1 << 20
 @pytest.fixture(scope="module")
 def cramped(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """A gateway with a journal of two small segments that no ledger process ships, and patience with busy clients."""
-    os.environ[KEY_ENV] = "runtime-secret"
     folder = tmp_path_factory.mktemp("cramped")
     small = {"segment_bytes": MIB, "journal_bytes_max": 2 * MIB}
     limits = {"body_timeout_s": 30}
@@ -33,11 +31,8 @@ def cramped(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield cramped
 
 
-def test_a_decision_that_is_not_one_denies_and_does_not_replace_one_that_is(
-    fake: FakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_decision_that_is_not_one_denies_and_does_not_replace_one_that_is(fake: FakeRuntime, tmp_path: Path) -> None:
     """A start takes the bundle that there is; a reload of one that decides nothing leaves the last good one."""
-    monkeypatch.setenv(KEY_ENV, "runtime-secret")
     config = deploy(tmp_path, fake.url, approvals={"loosening": False})
     broken = tables()
     broken["offers"]["plain"]["terms"]["ok"]["surprise"] = 1

@@ -10,15 +10,14 @@ import httpx
 import pytest
 
 from tests.gateway import gateway_process
-from tests.gateway.deployment import KEY_ENV, deploy
+from tests.gateway.deployment import deploy
 from tests.gateway.fake_runtime import FakeRuntime, chunk, closing, events, sse, usage, whole
 from tests.gateway.gateway_process import GatewayProcess, error_of, until
 
 
 @pytest.fixture
-def small(fake: FakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GatewayProcess]:
+def small(fake: FakeRuntime, tmp_path: Path) -> Iterator[GatewayProcess]:
     """A gateway that takes two requests at once, and six connections."""
-    monkeypatch.setenv(KEY_ENV, "runtime-secret")
     limits = {"in_flight_max": 2, "connections_max": 6, "drain_timeout_s": 2}
     with gateway_process.running(tmp_path / "home", deploy(tmp_path, fake.url, limits=limits)) as small:
         yield small
@@ -93,9 +92,8 @@ def test_what_does_not_end_within_the_drain_is_cut_charged_and_told(small: Gatew
 
 
 def test_after_a_kill_holds_expire_in_full_and_counters_are_what_the_rows_say(
-    fake: FakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake: FakeRuntime, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(KEY_ENV, "runtime-secret")
     config = deploy(tmp_path, fake.url, book={"hold_ttl_s": 1})
     first = GatewayProcess(tmp_path / "home", config)
     first.ended(first.chat())

@@ -11,7 +11,7 @@ import pytest
 
 from domain.ids import uuid7
 from tests.gateway import gateway_process
-from tests.gateway.deployment import KEY_ENV, deploy
+from tests.gateway.deployment import deploy
 from tests.gateway.fake_runtime import FakeRuntime, chunk, closing, events, sse, usage, whole
 from tests.gateway.gateway_process import HELLO, GatewayProcess, error_of, until
 
@@ -27,13 +27,10 @@ ANSWER_BYTES_MAX = 4096
 @pytest.fixture(scope="module")
 def forgetful(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """A gateway that remembers little, and not for long."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv(KEY_ENV, "runtime-secret")
     folder = tmp_path_factory.mktemp("forgetful")
     limits = {"repeats_max": KEPT, "repeats_bytes_max": 8 * ANSWER_BYTES_MAX, "repeats_ttl_s": TTL_S}
     with gateway_process.running(folder / "home", deploy(folder, fake.url, limits=limits)) as forgetful:
         yield forgetful
-    patch.undo()
 
 
 def send(gateway: GatewayProcess, key: str, team: str = "free", **body: Any) -> httpx.Response:

@@ -1,7 +1,6 @@
 """Through a real gateway, each thing that a request can do wrong leaves its signal and its rows of tools."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.gateway import gateway_process
-from tests.gateway.deployment import KEY_ENV, document
+from tests.gateway.deployment import document
 from tests.gateway.fake_runtime import FakeRuntime, chunk, events, sse, usage, whole
 from tests.gateway.gateway_process import GatewayProcess, error_of, until, write_config
 
@@ -45,11 +44,9 @@ def gateway(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("signals")
     (folder / "rego" / "bursar" / "admission").mkdir(parents=True)
     (folder / "rego" / "bursar" / "admission" / "admission.rego").write_text(REGO)
-    os.environ[KEY_ENV] = "runtime-secret"
     config = write_config(folder / "bursar.yaml", {**document(fake.url), "quality": {"sample": 1}})
     with gateway_process.running(folder / "home", config) as gateway:
         yield gateway
-    del os.environ[KEY_ENV]
 
 
 def counts(gateway: GatewayProcess, team: str) -> dict[tuple[str, str], int]:
@@ -151,12 +148,9 @@ def test_a_bundle_that_is_put_back_is_a_rollback(gateway: GatewayProcess) -> Non
     await_counts(gateway, "", {("rollback", "policy"): 1})
 
 
-def test_what_was_noted_last_is_in_the_journal_when_the_gateway_has_stopped(
-    fake: FakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_noted_last_is_in_the_journal_when_the_gateway_has_stopped(fake: FakeRuntime, tmp_path: Path) -> None:
     (tmp_path / "rego" / "bursar" / "admission").mkdir(parents=True)
     (tmp_path / "rego" / "bursar" / "admission" / "admission.rego").write_text(REGO)
-    monkeypatch.setenv(KEY_ENV, "runtime-secret")
     gateway = GatewayProcess(tmp_path / "home", write_config(tmp_path / "bursar.yaml", document(fake.url)))
     gateway.key("barred")
     error_of(gateway.chat("barred"), 403, "policy_denied")

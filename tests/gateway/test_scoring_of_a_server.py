@@ -8,11 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from gateway.risks import SCORING_APPLIED
 from tests.gateway import gateway_process
-from tests.gateway.deployment import KEY_ENV, deploy
+from tests.gateway.deployment import deploy
 from tests.gateway.fake_runtime import FakeRuntime
 from tests.gateway.gateway_process import GatewayProcess, until
 from tests.local_server import HOST, free_port
@@ -62,9 +60,8 @@ def dwells(own: GatewayProcess) -> list[int]:
 
 
 def test_a_scoring_counts_once_its_server_answers_and_when_its_bundle_changes(
-    fake: FakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake: FakeRuntime, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(KEY_ENV, "runtime-secret")
     port, bundle = free_port(), _Bundle()
     config = deploy(tmp_path, fake.url, policy={"url": f"http://{HOST}:{port}", "poll_s": 1})
     with gateway_process.running(tmp_path / "home", config) as own:

@@ -1,6 +1,5 @@
 """A live gateway applies what loosens something only once a second person agrees, and its command line asks both."""
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 
 from gateway.home import Home
 from tests.gateway import gateway_process
-from tests.gateway.deployment import KEY_ENV, deploy, tables
+from tests.gateway.deployment import deploy, tables
 from tests.gateway.fake_runtime import FakeRuntime
 from tests.gateway.gateway_process import GatewayProcess, error_of, until, write_bundle, write_config
 from tests.gateway.test_cli_commands import AWAY, DONE, NO, WRONG_USAGE, answer, ran
@@ -24,13 +23,11 @@ from tests.redis_server import RedisServer
 def own(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """A gateway whose configuration may be changed, and in which loosening takes two."""
     folder = tmp_path_factory.mktemp("own")
-    os.environ[KEY_ENV] = "runtime-secret"
     slo = {"id": "up", "owner": "platform", "scope": {}, "kind": "availability", "objective": 0.9, "frozen": True}
     slo |= {"fast": {"burn": 5}, "slow": {"burn": 2}}
     config = deploy(folder, fake.url, slos=[slo], approvals={"undo_s": 0})
     with gateway_process.running(folder / "home", config) as own:
         yield own
-    del os.environ[KEY_ENV]
 
 
 @pytest.fixture(scope="module")
@@ -256,10 +253,7 @@ def test_a_grant_needs_a_second_person_where_grants_do(own: GatewayProcess, bob:
     assert "granted 50 to quota-day (*)" in done.stdout
 
 
-def test_one_word_is_enough_for_all_gateways_of_a_home(
-    fake: FakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(KEY_ENV, "runtime-secret")
+def test_one_word_is_enough_for_all_gateways_of_a_home(fake: FakeRuntime, tmp_path: Path) -> None:
     with RedisServer("always") as server:
         config = configured(tmp_path, fake.url, server)
         home = tmp_path / "home"
@@ -314,10 +308,7 @@ def test_a_gate_without_a_gateway_goes_by_the_configuration_or_not_at_all(own: G
     assert "no gateway runs" in ran(AWAY, "release", "check", "--app", "web", home=home, config=own.config).stderr
 
 
-def test_a_restart_takes_the_file_as_it_is_and_records_what_is_looser(
-    fake: FakeRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(KEY_ENV, "runtime-secret")
+def test_a_restart_takes_the_file_as_it_is_and_records_what_is_looser(fake: FakeRuntime, tmp_path: Path) -> None:
     config = deploy(tmp_path, fake.url)
     with gateway_process.running(tmp_path / "home", config) as first:
         assert [row for row in first.records("control") if row["action"] == "loosened"] == []

@@ -11,7 +11,6 @@ import pytest
 
 from domain.ids import uuid7
 from tests.gateway import gateway_process
-from tests.gateway.deployment import KEY_ENV
 from tests.gateway.fake_runtime import FakeRuntime, chunk, closing, events, sse, usage, whole
 from tests.gateway.gateway_process import HELLO, GatewayProcess, error_of, until
 from tests.gateway.verified_deployment import AWS, deploy_verified, judging
@@ -23,14 +22,11 @@ STREAM = sse(*events(chunk("a considered\n", usage(1)), chunk("answer", usage(2)
 @pytest.fixture(scope="module")
 def verified(fake: FakeRuntime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """A gateway whose answers wait for a person."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv(KEY_ENV, "runtime-secret")
     folder = tmp_path_factory.mktemp("approvals")
     with judging() as (judge_url, _):
         config = deploy_verified(folder, fake.url, judge_url, approval_wait_s=1.0, kept_bytes_max="64KiB")
         with gateway_process.running(folder / "home", config) as verified:
             yield verified
-    patch.undo()
 
 
 def decide(gateway: GatewayProcess, approval: str, approve: bool) -> dict[str, Any]:
