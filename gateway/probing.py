@@ -1,6 +1,7 @@
 """Probes: an engine that is to decide is asked first what it would be asked, and does not serve if it cannot say."""
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -17,6 +18,7 @@ from policy.port import ADMISSION, BundleError, Engine, EngineAway, EvaluationEr
 
 RECORDED_MAX = 200
 WOULD_BE_MAX = 200
+PROBE_S_MAX = 10.0
 
 
 def questions(recorded: Iterable[Decision], keys: Iterable[Key], catalogue: Catalogue) -> list[bytes]:
@@ -28,9 +30,12 @@ def questions(recorded: Iterable[Decision], keys: Iterable[Key], catalogue: Cata
 async def probe(engine: Engine, inputs: Iterable[bytes], loaded: LoadedConfig) -> None:
     """Raises BundleError where the engine of a configuration cannot decide one of these inputs.
 
-    An engine that cannot be reached has nothing against it.
+    An engine that cannot be reached has nothing against it, nor has one that takes long, after `PROBE_S_MAX` seconds.
     """
+    until_s = time.monotonic() + PROBE_S_MAX
     for input_json in inputs:
+        if time.monotonic() > until_s:
+            return
         try:
             parse((await engine.evaluate(ADMISSION, input_json)).value)
         except EngineAway:
@@ -41,7 +46,11 @@ async def probe(engine: Engine, inputs: Iterable[bytes], loaded: LoadedConfig) -
 
 
 def _would_be(keys: Iterable[Key], catalogue: Catalogue) -> Iterator[bytes]:
-    who = dict.fromkeys((key.org, key.team, key.app, key.roles, key.clearance) for key in keys if key.kind == "app")
+    who = dict.fromkeys(
+        (key.org, key.team, key.app, key.roles, key.clearance)
+        for key in keys
+        if key.kind == "app" and key.revoked_at is None
+    )
     for org, team, app, roles, clearance in who:
         for model, offer in catalogue.offers.items():
             for endpoint in sorted(offer.endpoints):
