@@ -1,4 +1,4 @@
-"""Loadings: each bundle that comes into force at one worker is a `policy_loaded` row of the ledger, once."""
+"""Loadings: each bundle that is seen to come into force at one worker is a `policy_loaded` row of the ledger, once."""
 
 from contextlib import suppress
 

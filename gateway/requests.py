@@ -180,12 +180,12 @@ def tools_in(body: dict[str, Any], field: str) -> list[Tool]:
     if not isinstance(tools, list) or len(tools) > TOOLS_MAX:
         raise _FieldError(field, f"must be a list of at most {TOOLS_MAX} tools")
     is_bare = field == "functions"
-    return [_tool({_FUNCTION: tool} if is_bare else tool, f"{field}[{place}]") for place, tool in enumerate(tools)]
+    return [_tool({_FUNCTION: tool} if is_bare else tool, field, place) for place, tool in enumerate(tools)]
 
 
-def _tool(tool: Any, field: str) -> Tool:
+def _tool(tool: Any, field: str, place: int) -> Tool:
     if not isinstance(tool, dict):
-        raise _FieldError(field, "must be an object")
+        raise _FieldError(f"{field}[{place}]", "must be an object")
     kind = tool.get("type")
     if kind is None:
         kind = _FUNCTION
@@ -194,9 +194,10 @@ def _tool(tool: Any, field: str) -> Tool:
         body = tool.get(kind)
     name = body.get("name") if isinstance(body, dict) else None
     if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARS_MAX:
-        raise _FieldError(field, f"must have a type, and a function a name, of 1 to {NAME_CHARS_MAX} characters")
+        why = f"must have a type, and a function a name, of 1 to {NAME_CHARS_MAX} characters"
+        raise _FieldError(f"{field}[{place}]", why)
     for other in _MADE_UP:
         # A runtime may go by the body, whatever the type says.
         if other != kind and tool.get(other) is not None:
-            raise _FieldError(field, f"must have no `{other}`, for that is not its type")
+            raise _FieldError(f"{field}[{place}]", f"must have no `{other}`, for that is not its type")
     return Tool(kind, name, body.get("parameters"))

@@ -267,8 +267,8 @@ class Worker:
             clients = await assembly.open_clients(loaded, self.sim_urls, self.environ, self.clients)
             catalogue = catalogue_of(loaded, clients)
             await asyncio.to_thread(self.keys.reload)
-            if deciding.engine is not serving.engine:
-                await probe(deciding.engine, questions(of.decider.decisions(), self.keys.list(), catalogue), loaded)
+            inputs = questions(of.decider.decisions(), self.keys.list(), catalogue)
+            await probe(deciding.engine, serving.engine, inputs, loaded)
             held = await second.held(loaded, deciding.engine, asked, of.decider.decisions())
             if held is None:
                 # First what can fail for the disk: a reload is applied whole or not at all.

@@ -143,8 +143,8 @@ class Decider:
     def decisions(self) -> list[Decision]:
         """The newest decision that is known for each input of those made under the revision that decides now."""
         before, serving = self._before, self._serving
-        known = before.by_input | serving.cache if before.revision == serving.revision else serving.cache
-        return list(known.values())
+        earlier = before.by_input.items() if before.revision == serving.revision else ()
+        return [*(known for given, known in earlier if given not in serving.cache), *serving.cache.values()]
 
     def cached(self, given: PolicyInput) -> Decision | None:
         """The decision that is known to be in force for one input; None where the engine has to be asked."""

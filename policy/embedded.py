@@ -114,10 +114,8 @@ class EmbeddedEngine:
     async def evaluate(self, entry: str, input_json: bytes) -> Answer:
         """What an entry point is worth for one input; raises EvaluationError or one of its kinds."""
         loop = asyncio.get_running_loop()
-        refused = self._refused.get(_key(entry, input_json)) if self._refused else None
-        if refused is not None and loop.time() < refused.until_s:
-            self.counts.refused += 1
-            raise Unfinished(refused.why)
+        if self._refused:
+            self._check(entry, input_json, loop.time())
         if len(input_json) > INPUT_BYTES_MAX:
             # What cannot be sent must not wait: it would be given the answer to what is asked next.
             raise EvaluationError(f"an input of {len(input_json)} bytes is larger than {INPUT_BYTES_MAX}")
@@ -223,6 +221,15 @@ class EmbeddedEngine:
         self._child = await _at_last(partial(_started, self._files, self._root))
         self.counts.restarts += 1
         await self._connect()
+
+    def _check(self, entry: str, input_json: bytes, now_s: float) -> None:
+        """Raises Unfinished for an input that is refused, and forgets those that are so no longer."""
+        while self._refused and (oldest := next(iter(self._refused.items())))[1].until_s <= now_s:
+            del self._refused[oldest[0]]
+        refused = self._refused.get(_key(entry, input_json))
+        if refused is not None:
+            self.counts.refused += 1
+            raise Unfinished(refused.why)
 
     def _refuse(self, question: _Question, why: str) -> None:
         self.counts.refused += 1

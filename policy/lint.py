@@ -66,7 +66,7 @@ def problems(modules: Sequence[Module], is_builtin: IsBuiltin) -> list[Problem]:
     parsed = [_parse(module) for module in modules]
     rules: dict[str, set[str]] = {}
     for each in parsed:
-        rules.setdefault(each.package, set()).update(token.text for token in _rule_heads(each.statements))
+        rules.setdefault(each.package, set()).update(head[0].text for head in _rule_heads(each.statements))
     first: dict[str, _Function] = {}
     found: list[Problem] = []
     for each in parsed:
@@ -80,12 +80,13 @@ def unknown_names(modules: Sequence[Module], bundle: Bundle) -> list[Problem]:
 
     The engines take one for undefined, which `not` turns into true. What a `with` puts in place need not be there.
     """
-    rules: dict[Path, set[str]] = {}
+    packages: set[Path] = set()
+    rules: set[Path] = set()
     for each in map(_parse, (*bundle.modules, *bundle.tests)):
-        rules.setdefault(tuple(each.package.split(".")), set()).update(
-            token.text for token in _rule_heads(each.statements)
-        )
-    tree = Tree(rules, bundle.folders, bundle.data)
+        package = tuple(each.package.split("."))
+        packages.add(package)
+        rules |= {(*package, *next(references(head)).sure) for head in _rule_heads(each.statements)}
+    tree = Tree(packages, rules, bundle.folders, bundle.data)
     found: list[Problem] = []
     for each in map(_parse, modules):
         aliases = {
@@ -93,7 +94,7 @@ def unknown_names(modules: Sequence[Module], bundle: Bundle) -> list[Problem]:
         }
         for statement in each.statements:
             declared = _declared(statement)
-            for reference in references(statement):
+            for reference in references(statement) if statement[0].text != "package" else ():
                 root, *rest = reference.sure
                 within = () if root == "data" else None if root in declared else aliases.get(root)
                 is_mock = reference.at > 0 and statement[reference.at - 1].text == "with"
@@ -144,9 +145,9 @@ def _head(statement: Statement) -> Statement:
     return statement[1:] if statement[0].text == "default" else statement
 
 
-def _rule_heads(found: Sequence[Statement]) -> list[Token]:
+def _rule_heads(found: Sequence[Statement]) -> list[Statement]:
     heads = [_head(statement) for statement in found if statement[0].text not in ("package", "import")]
-    return [head[0] for head in heads if head and head[0].kind == "name"]
+    return [head for head in heads if head and head[0].kind == "name"]
 
 
 def _import_names(found: Sequence[Statement]) -> set[str]:

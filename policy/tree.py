@@ -1,6 +1,6 @@
 """What stands below `data` in a bundle, by name: its packages, their rules, and the tables of its folders."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 Path = tuple[str, ...]
@@ -9,16 +9,19 @@ Path = tuple[str, ...]
 class Tree:
     """Knows which names a package or a folder has; what is deeper than these, in a rule or a table, it does not know.
 
-    `rules` are the names of the rules of each package, `folders` the paths at which `data` was read from files.
+    `rules` are the paths of rules, packages included, `folders` those at which `data` was read from files.
     """
 
-    def __init__(self, rules: Mapping[Path, Iterable[str]], folders: Iterable[Path], data: dict[str, Any]) -> None:
+    def __init__(
+        self, packages: Iterable[Path], rules: Iterable[Path], folders: Iterable[Path], data: dict[str, Any]
+    ) -> None:
         self._names: dict[Path, set[str]] = {}
-        for package, names in rules.items():
-            self._lead_to(package)
-            self._names[package] |= set(names)
-        for folder in folders:
-            self._lead_to(folder)
+        for path in (*packages, *folders):
+            self._lead_to(path)
+        for rule in rules:  # the head of one may reach into another package
+            for length, name in enumerate(rule):
+                if rule[:length] in self._names:
+                    self._names[rule[:length]].add(name)
         for path, known in self._names.items():
             known.update(_keys_at(data, path))
 

@@ -8,6 +8,8 @@ from urllib.parse import quote, urlencode
 from gateway.home import Home
 
 TIMEOUT_S = 30.0
+# A reload opens engines, probes them and decides again what was decided, each of which may take its time.
+RELOAD_TIMEOUT_S = 180.0
 
 
 class AdminFailed(RuntimeError):

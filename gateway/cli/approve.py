@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 
 import typer
 
-from gateway.cli.admin import Admin, AdminFailed
+from gateway.cli.admin import RELOAD_TIMEOUT_S, Admin, AdminFailed
 from gateway.cli.options import HOME, HomeOption, JsonOption
 from gateway.cli.output import brief, complain, console, print_json, print_rows, printable
 from gateway.home import Home
@@ -67,9 +67,9 @@ def approve(
         print_json(shown)
         return
     said = {"approve": not deny, "reason": reason}
-    answers = [holder.post(f"/admin/approvals/{quote(approval['id'], safe='')}", said)]
+    answers = [holder.post(f"/admin/approvals/{quote(approval['id'], safe='')}", said, RELOAD_TIMEOUT_S)]
     for admin, other in _same(admins, approval):
-        answers.append(admin.post(f"/admin/approvals/{quote(other['id'], safe='')}", said))
+        answers.append(admin.post(f"/admin/approvals/{quote(other['id'], safe='')}", said, RELOAD_TIMEOUT_S))
     if as_json:
         print_json(answers)
         return
@@ -82,7 +82,7 @@ def reload(
 ) -> None:
     """Let every gateway of the home apply its configuration file and policy bundle again."""
     away = "nothing to reload; a start takes the file as it is"
-    answers = [admin.post("/admin/reload") for admin in _admins(home, key_file, url, away)]
+    answers = [admin.post("/admin/reload", timeout_s=RELOAD_TIMEOUT_S) for admin in _admins(home, key_file, url, away)]
     if as_json:
         print_json(answers)
     else:

@@ -1,6 +1,7 @@
 """An engine that cannot decide what it would be asked is not let in, and none is asked for ever."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import orjson
 import pytest
 
 from gateway import probing
+from gateway.config import Policy
 from gateway.config_file import LoadedConfig, load
 from gateway.keys import KeyStore
 from gateway.probing import probe, questions
-from policy.port import ADMISSION, Answer, BundleError, EngineAway, EvaluationError
+from policy.port import ADMISSION, Answer, BundleError, EngineAway, EvaluationError, Unfinished
 from tests.gateway.deployment import deploy
 from tests.gateway.one_worker import ENVIRON, OneWorker
 
@@ -52,6 +54,13 @@ def raising(error: EvaluationError) -> Callable[[bytes], object]:
     return answer
 
 
+def broken_too() -> Any:
+    return Engine(raising(EvaluationError("a rule fails")))
+
+
+SOUND: Any = Engine(lambda _: DENIED)
+
+
 @pytest.fixture
 def loaded(tmp_path: Path) -> LoadedConfig:
     return load(deploy(tmp_path, "http://127.0.0.1:9"), ENVIRON)
@@ -59,18 +68,33 @@ def loaded(tmp_path: Path) -> LoadedConfig:
 
 async def test_one_that_decides_or_cannot_be_reached_has_nothing_against_it(loaded: LoadedConfig) -> None:
     deciding: Any = Engine(lambda _: DENIED)
-    await probe(deciding, INPUTS, loaded)
+    await probe(deciding, SOUND, INPUTS, loaded)
     assert deciding.asked == len(INPUTS)
+    await probe(SOUND, SOUND, INPUTS, loaded)
+    assert SOUND.asked == 0
+    remote = replace(loaded, config=loaded.config.model_copy(update={"policy": Policy(url="http://127.0.0.1:9")}))
     away: Any = Engine(raising(EngineAway("nobody answers")))
-    await probe(away, INPUTS, loaded)
+    await probe(away, SOUND, INPUTS, remote)
     assert away.asked == 1
+
+
+async def test_one_evaluation_that_does_not_end_and_what_the_one_in_force_cannot_decide_are_no_reason(
+    loaded: LoadedConfig,
+) -> None:
+    times = iter([Unfinished("it did not end")])
+    once: Any = Engine(lambda _: DENIED if next(times, None) is None else raising(Unfinished("it did not end"))(b""))
+    await probe(once, SOUND, INPUTS, loaded)
+    broken: Any = Engine(raising(EvaluationError("a rule failed")))
+    await probe(broken, broken_too(), INPUTS, loaded)
+    assert (once.asked, broken.asked) == (len(INPUTS), len(INPUTS))
 
 
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
         (lambda given: DENIED if b"search" in given else {**DENIED, "allow": "yes"}, "allow must be a boolean"),
-        (raising(EvaluationError("the evaluation did not end within 250 ms")), "did not end within 250 ms"),
+        (raising(Unfinished("the evaluation did not end within 250 ms")), "did not end within 250 ms"),
+        (raising(EngineAway("the engine did not come to this evaluation within 5 s")), "did not come to this"),
     ],
 )
 async def test_one_that_decides_nothing_is_refused_at_the_rule_that_admits(
@@ -78,7 +102,7 @@ async def test_one_that_decides_nothing_is_refused_at_the_rule_that_admits(
 ) -> None:
     engine: Any = Engine(answer)
     with pytest.raises(BundleError, match=rf"admission\.rego:\d+: decides nothing for acme/\w+/web to plain .*{why}"):
-        await probe(engine, INPUTS, loaded)
+        await probe(engine, SOUND, INPUTS, loaded)
 
 
 async def test_one_that_takes_long_is_asked_no_more_after_a_while(
@@ -86,7 +110,7 @@ async def test_one_that_takes_long_is_asked_no_more_after_a_while(
 ) -> None:
     monkeypatch.setattr(probing, "PROBE_S_MAX", 0.0)
     slow: Any = Engine(lambda _: DENIED)
-    await probe(slow, INPUTS * 1000, loaded)
+    await probe(slow, SOUND, INPUTS * 1000, loaded)
     assert slow.asked < len(INPUTS) * 1000
 
 

@@ -13,6 +13,7 @@ import rego.v1
 
 import data.bursar.risk
 import data.bursar.risk as worry
+import data.shared.bursar
 
 {rule}
 
@@ -27,6 +28,8 @@ def found(folder: Path, rule: str) -> list[Problem]:
         "bursar/admission/data.json": '{"rows": {"search": {"model": "sim"}}}',
         "bursar/house/data.json": '{"banned": {"web": true}}',
         "bursar/risk/risk.rego": "package bursar.risk\n\nlevel := 1\n",
+        "bursar/risk/more.rego": "package bursar\n\nrisk.score := 1\n",
+        "shared/bursar/data.json": '{"limit": 3}',
     }.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(text)
@@ -48,7 +51,7 @@ def found(folder: Path, rule: str) -> list[Problem]:
 )
 def test_a_name_that_is_not_there_is_a_mistake_with_its_line(tmp_path: Path, rule: str, name: str) -> None:
     message = f"data.{name} is no package, rule or table of this bundle"
-    assert found(tmp_path, rule) == [("bursar/admission/admission.rego", 8, message)]
+    assert found(tmp_path, rule) == [("bursar/admission/admission.rego", 9, message)]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,7 @@ def test_a_name_that_is_not_there_is_a_mistake_with_its_line(tmp_path: Path, rul
         "x if not data.bursar[input.package].rows",
         "x if not data.bursar.admission.rows.search.nobody_knows",
         "x if risk.level == worry.level",
+        "x if data.bursar.risk.score == risk.score",
         "x if row with data.bursar.nowhere as 1",
         "x if { risk := input.risk; risk.levl }",
         "x := data",
