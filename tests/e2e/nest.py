@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-ORG_PLACES, TEAM_PLACES, SLOTS, APP_PLACES, KEY_PLACES = 330, 140, 50, 100, 60
+ORG_PLACES, TEAM_PLACES, SLOTS, APP_PLACES, KEY_PLACES = 340, 140, 50, 100, 60
 CONTENT = "say {:04d}"
 OUTPUT_TOKENS = 40
 # The template's allowance, the role and the content, a token for each byte.
@@ -30,8 +30,9 @@ class Caller(NamedTuple):
 
 
 # Each of the five budgets becomes full: the slots of `eval`, the tokens of research by its chat besides, the output of
-# search's chat, the requests of the first key of batch, and with the second key, last, the organisation's cost. The
-# streams leave in any order: `eval` has so many that its slots are taken long before research is full.
+# search's chat, the requests of the first key of batch, and the organisation's cost, which has a place for each that
+# its teams have, and so is full when they are. The streams leave in any order: `eval` has so many that its slots are
+# taken long before research is full.
 CALLERS = (
     Caller("research", "eval", 300),
     Caller("research", "chat", 75),
