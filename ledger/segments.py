@@ -160,10 +160,12 @@ class Cursor:
         rest = self._disk.read(self._fd, size_bytes - self.offset, self.offset).rstrip(b"\0")
         claimed_bytes = HEADER_BYTES + int.from_bytes(rest[:LENGTH_BYTES], "little")
         payload = rest[HEADER_BYTES:]
-        more_than_one = len(rest) > claimed_bytes or b"\0" in payload
-        if more_than_one and not self._is_lost_write(rest, claimed_bytes):
+        if (len(rest) > claimed_bytes or b"\0" in payload) and not self._is_lost_write(rest, claimed_bytes):
             raise self._damage("is damaged and has records after it")
-        if self.offset > 0 and chained(self.sha256, payload) == rest[LENGTH_BYTES:HEADER_BYTES]:
+        # Only where a sector ends in the length can it be lost while all behind it reached the disk.
+        alone = SECTOR_BYTES - self.offset % SECTOR_BYTES
+        is_lost = alone <= LENGTH_BYTES and not any(rest[:alone])
+        if self.offset and not is_lost and chained(self.sha256, payload) == rest[LENGTH_BYTES:HEADER_BYTES]:
             raise self._damage("is whole, but its length was changed")
         return len(rest)
 
@@ -246,8 +248,7 @@ class Cursor:
             return True
         frame = rest[:claimed_bytes]
         if self.offset == 0 and frame.endswith(b"\0"):
-            # A kill ended the copying of the snapshot, which is stored after the record behind it.
-            return True
+            return True  # a kill ended the copying of the snapshot, which is stored after the record behind it
         return any((self.offset + lost.end()) % SECTOR_BYTES == 0 for lost in _NULS.finditer(frame, HEADER_BYTES))
 
     def _is_lost_header(self, frame: bytes) -> bool:

@@ -66,8 +66,11 @@ def test_at_most_what_came_within_the_interval_is_lost(seed: int) -> None:
         assert tail_seq >= kept_seq, f"records {tail_seq + 1} to {kept_seq} were older than the interval"
 
 
+@pytest.mark.parametrize("records", [1, 3])
 @pytest.mark.parametrize("lost_bytes", range(1, HEADER_BYTES))
-def test_a_header_of_which_only_the_first_bytes_are_lost_is_a_torn_tail(tmp_path: Path, lost_bytes: int) -> None:
+def test_a_header_of_which_only_the_first_bytes_are_lost_is_a_torn_tail(
+    tmp_path: Path, lost_bytes: int, records: int
+) -> None:
     """The header stands across two sectors, and the first of them was not written: later records were, and are cut."""
     journal = Journal.open(tmp_path / "w", segment_bytes=1 << 16, snapshot=dict)
     while (journal._offset + lost_bytes) % SECTOR_BYTES:
@@ -77,7 +80,7 @@ def test_a_header_of_which_only_the_first_bytes_are_lost_is_a_torn_tail(tmp_path
         fixed_bytes = journal._offset - before
         journal.append("usage", {"pad": "x" * ((short_bytes - 2 * fixed_bytes) % SECTOR_BYTES)})
     kept_seq, at = journal.tail_seq, journal._offset
-    for _ in range(3):
+    for _ in range(records):
         journal.append("usage", {"pad": "x" * 300})
     journal.close()
     path = segment_paths(tmp_path / "w")[-1]
