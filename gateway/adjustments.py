@@ -26,16 +26,24 @@ _COLUMNS = (
 )
 
 
-def of_request(original: Mapping[str, Any], difference: Amounts, now_us: int, event_id: str = "") -> dict[str, Any]:
+def of_request(
+    original: Mapping[str, Any],
+    difference: Amounts,
+    now_us: int,
+    event_id: str = "",
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The row that adds a signed difference to what a request used and to every budget that it was charged to.
 
-    `original` is its `usage` row. A caller that may come twice gives the same `event_id` both times.
+    `original` is its `usage` row. A caller that may come twice gives the same `event_id` both times. `more` are columns
+    that no budget counts.
     """
     charges = [Charge(*charge) for charge in original.get("charges", ())]
     return {
         **{name: original[name] for name in _WHOSE if original.get(name)},
         **{name: amount for name in _COLUMNS if (amount := getattr(difference, name))},
         **_adjusted(now_us, event_id),
+        **(more or {}),
         "adjusts": original["event_id"],
         "charges": [
             charge._replace(amount=amount)
@@ -80,21 +88,32 @@ class Adjustments:
         An `event_id` among the last hundred thousand is not posted again; whoever may come again after a restart must
         look in the ledger first. JournalFull where the room that is left belongs to the requests in flight.
         """
-        fresh = [row for row in rows if row["event_id"] not in self._posted]
-        for row in fresh:
-            if not self._journal.room_for(len(self._book.holds)):
-                raise JournalFull(
-                    f"{self._journal.directory}: no room for corrections; free disk space or raise bytes_max"
-                )
-            self._record(row)
-            self._announce(self._book.adjust(map(_charge, row.get("counters", row["charges"])), row["ts_us"] // US))
-            self._posted[row["event_id"]] = None
-            if len(self._posted) > POSTED_MAX:
-                self._posted.popitem(last=False)
-        if fresh:
-            detail = {"reason": reason, "rows": len(fresh), "last_event_id": fresh[-1]["event_id"]}
-            self._controls.record("adjusted", actor, fresh[0]["event_id"], detail=detail)
-        return len(fresh)
+        written = [row["event_id"] for row in rows if self.write(row)]
+        if written:
+            self.explain(written[0], written[-1], len(written), reason=reason, actor=actor)
+        return len(written)
+
+    def write(self, row: dict[str, Any]) -> bool:
+        """Write one row, or nothing and False where it was written before; whoever wrote some must `explain` them."""
+        if self.has_written(row["event_id"]):
+            return False
+        if not self._journal.room_for(len(self._book.holds)):
+            raise JournalFull(f"{self._journal.directory}: no room for corrections; free disk space or raise bytes_max")
+        self._record(row)
+        self._announce(self._book.adjust(map(_charge, row.get("counters", row["charges"])), row["ts_us"] // US))
+        self._posted[row["event_id"]] = None
+        if len(self._posted) > POSTED_MAX:
+            self._posted.popitem(last=False)
+        return True
+
+    def has_written(self, event_id: str) -> bool:
+        """Whether that row is among the last hundred thousand."""
+        return event_id in self._posted
+
+    def explain(self, first: str, last: str, rows: int, *, reason: str, actor: str) -> None:
+        """Write the `control` row that says who wanted the rows from the first to the last event, and why."""
+        detail = {"reason": reason, "rows": rows, "last_event_id": last}
+        self._controls.record("adjusted", actor, first, detail=detail)
 
 
 def _adjusted(now_us: int, event_id: str = "") -> dict[str, Any]:

@@ -22,11 +22,12 @@ US = 1_000_000
 
 
 class Ask(NamedTuple):
-    """One identified request: its intent, when it arrived and the columns its rows begin with."""
+    """One identified request: its intent, when it arrived, the columns its rows begin with, and its body once read."""
 
     intent: Intent
     arrived_us: int
     row: dict[str, Any]
+    body: dict[str, Any] | None = None
 
 
 class Admitted(NamedTuple):
@@ -53,16 +54,18 @@ class Lack(NamedTuple):
 
 
 class Undecided(NamedTuple):
-    """What policy has to be asked before the attempt can go on."""
+    """What policy has to be asked before the attempt can go on, and the runtime that it is asked for."""
 
     given: PolicyInput
+    runtime: RuntimeClient | None
 
 
 class Known(NamedTuple):
-    """What policy has just answered."""
+    """What policy has just answered to what an attempt left undecided."""
 
     given: PolicyInput
     decision: Decision
+    runtime: RuntimeClient | None
 
 
 def attempt(
@@ -79,13 +82,17 @@ def attempt(
     refusal = _unserved(intent, offer, model)
     if refusal is not None or offer is None:
         return refusal or errors.unknown_model(model)
-    runtime = offer.pick_runtime()
+    runtime = known.runtime if known is not None else None
+    if runtime is None or not runtime.is_healthy:
+        runtime = offer.pick_runtime(intent, ask.body)
     route = of.book.route(_subject(intent, model, runtime or offer.runtimes[0]), now_us // US)
     given = of.policy_input(intent, model, route.headroom(now_us // US))
     ask.row["risk_level"] = given.risk_level
     decision = known.decision if known is not None and known.given == given else of.decider.cached(given)
     if decision is None:
-        return Undecided(given)
+        return Undecided(given, runtime)
+    if offer.affinity is not None:
+        offer.affinity.learn(intent.principal, decision.obligations.cache_domain)
     refusal = _forbidden(of, intent, decision) or (None if runtime else errors.unhealthy(model, decision))
     if refusal is not None or runtime is None:
         return refusal or errors.unhealthy(model, decision)
@@ -105,7 +112,7 @@ def _hold(
     of: Governance, ask: Ask, choice: Choice, now_us: int, *, is_last: bool, is_sure: bool
 ) -> Admitted | Refusal | Lack:
     decision, offer, runtime, route = choice.decision, choice.offer, choice.runtime, choice.route
-    intent, obligations, rate = ask.intent, decision.obligations, runtime.spec.rate
+    intent, obligations, rate = ask.intent, decision.obligations, runtime.spec.hold_rate or runtime.spec.rate
     prices = offer.prices_at(now_us // US)
     demand = demands.demand(intent, offer, obligations, prices, rate)
     hold_id = uuid7(now_us // 1000)

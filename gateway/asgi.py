@@ -185,7 +185,7 @@ class DataPlane:
         )
         if isinstance(intent, Refusal):
             return intent
-        return Ask(intent, arrival.arrived_us, rows.identity(intent, head.request_id))
+        return Ask(intent, arrival.arrived_us, rows.identity(intent, head.request_id), body)
 
     async def _refuse(self, call: LiveCall, ask: Ask, refusal: Refusal, send: Send, *, close: bool = False) -> None:
         if call.is_recorded:  # and was interrupted while that was being said

@@ -19,6 +19,7 @@ from gateway.config_file import LoadedConfig
 from gateway.governance import Governance
 from gateway.home import Home, run_name
 from gateway.noticing import Noticing
+from gateway.prompt_blocks import PromptBlocks
 from gateway.pseudonyms import Pseudonyms
 from gateway.quality import Sampler, by_process
 from gateway.recent import Recent
@@ -63,13 +64,17 @@ HAVING amount != 0
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A rebuilt book with its journal, and risk as it stood; `ownerless` holds were left by a process that died."""
+    """A rebuilt book with its journal, and risk as it stood; `ownerless` holds were left by a process that died.
+
+    `prompts` hashes prompts with the home's key, where the configuration asks for that.
+    """
 
     book: Book
     journal: Journal
     sequences: Sequences
     risks: Risks
     ownerless: int
+    prompts: PromptBlocks | None
 
 
 class Link(NamedTuple):
@@ -128,7 +133,8 @@ def _opened(home: Home, config: Config, pseudonyms: Pseudonyms, now_us: Callable
     except OSError as failed:
         journal.close()
         raise JournalFailed(f"{directory}: {failed.strerror}; mend the disk, then start again") from failed
-    return Opened(book, journal, sequences, risks, ownerless)
+    prompts = PromptBlocks(home.secret("cache_salt")) if config.ledger.prompt_blocks else None
+    return Opened(book, journal, sequences, risks, ownerless, prompts)
 
 
 def writer_directory(home: Home, replica: str = REPLICA) -> Path:
@@ -205,6 +211,7 @@ def governance_of(
         risks=risks,
         noticing=Noticing(signals, tools, Sampler(signals, config.quality, by_process(checks)), risks.is_outburst),
         hold_ttl_s=config.book.hold_ttl_s,
+        prompts=opened.prompts,
     )
     risks.on_change = of.announce_risk
     risks.on_scoring = partial(record_scoring, of)

@@ -40,6 +40,7 @@ MODULES = (
     "gateway.identity",
     "gateway.live",
     "gateway.metering",
+    "gateway.prompt_blocks",
     "gateway.protocol",
     "gateway.pseudonyms",
     "gateway.recent",

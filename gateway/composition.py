@@ -4,23 +4,36 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from secrets import token_bytes
 
 from tokenizers import Tokenizer
 
+from gateway.affinity import Affinity
 from gateway.bounds import Measure, count_bytes
 from gateway.catalogue import Catalogue, Offer
 from gateway.config import Budget as BudgetConfig
 from gateway.config import Config, Model, Runtime
 from gateway.config_file import LoadedConfig
+from gateway.prompt_blocks import PromptBlocks
 from gateway.pseudonyms import Pseudonyms
 from ledger.budgets import DIMENSIONS, EVERY, Budget
 from ledger.windows import parse_window
 from runtime.client import RuntimeClient
 from runtime.port import RuntimeSpec
+from runtime.routing.least_load import LeastLoad
+from runtime.routing.port import RoutingPolicy
+from runtime.routing.prefix_affinity import PrefixAffinity
+from runtime.routing.round_robin import RoundRobin
 
 # In a checkout the bundle lies beside the packages; an installed distribution carries it inside `policy`.
 _PACKAGES = Path(__file__).resolve().parent.parent
 SHIPPED_BUNDLE = _PACKAGES / "rego" if (_PACKAGES / "rego").is_dir() else _PACKAGES / "policy" / "bundle"
+
+_ROUTING: Mapping[str, Callable[[], RoutingPolicy]] = {
+    "least_load": LeastLoad,
+    "round_robin": RoundRobin,
+    "prefix_affinity": PrefixAffinity,
+}
 
 
 class Unready(RuntimeError):
@@ -97,6 +110,7 @@ def _spec(
         retries_max=runtime.retries_max,
         breaker_failures=runtime.breaker_failures,
         breaker_reset_s=runtime.breaker_reset_s,
+        hold_rate=runtime.hold_rate,
     )
 
 
@@ -131,7 +145,14 @@ def _offer(model: Model, loaded: LoadedConfig, clients: Mapping[str, RuntimeClie
         measure=measure,
         max_output_tokens=model.max_output_tokens,
         prices_at=partial(loaded.config.prices_at, model.id),
+        routing=_ROUTING[model.routing]() if len(model.runtimes) > 1 else None,
+        affinity=_affinity(model) if len(model.runtimes) > 1 else None,
     )
+
+
+def _affinity(model: Model) -> Affinity | None:
+    # What is learned is kept nowhere, so a key of this process's own does.
+    return Affinity(PromptBlocks(token_bytes(32)), model.id) if model.routing == "prefix_affinity" else None
 
 
 def _counter(model: Model, loaded: LoadedConfig) -> Callable[[str], int]:

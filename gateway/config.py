@@ -175,6 +175,7 @@ class Ledger(Section):
     listen_exposed: Annotated[bool, Field(validate_default=True)] = False
     checkpoint_targets: Annotated[tuple[str, ...], Field(max_length=16), AfterValidator(unique)] = ()
     checkpoint_token_env: EnvName | None = None
+    prompt_blocks: bool = False
 
     @field_validator("url")
     @classmethod

@@ -63,7 +63,7 @@ async def _attempted(
         if not isinstance(result, Undecided):
             return result
         try:
-            known = Known(result.given, await of.decider.decide(result.given))
+            known = Known(result.given, await of.decider.decide(result.given), result.runtime)
         except PolicyUnavailable as error:
             return errors.undecided(error.said)
         except JournalError:
@@ -123,6 +123,9 @@ def settle(of: Governance, admitted: Admitted, outcome: Outcome) -> Settlement |
         return None
     duration_us = now_us - ask.arrived_us
     more = rows.settled(settlement, usage, charged, admitted.prices, outcome, duration_us, now_us)
+    if of.prompts is not None and ask.body is not None:
+        domain = admitted.decision.obligations.cache_domain
+        more |= of.prompts.columns(intent, domain, admitted.offer.model, ask.body)
     of.record_usage(more, hold.row, admitted.members)
     cost_nusd = max(charged.list_cost_nusd, charged.gpu_cost_nusd)
     of.noticing.settled(hold.row, intent.tools, admitted.decision.obligations.blocked_tools, outcome, cost_nusd)

@@ -10,6 +10,7 @@ from domain.ids import uuid7
 from domain.intent import Intent
 from gateway.catalogue import Catalogue
 from gateway.noticing import Noticing
+from gateway.prompt_blocks import PromptBlocks
 from gateway.recent import Recent
 from gateway.repeats import Repeats
 from gateway.risks import RISK_LEVEL, Risks, names_of
@@ -36,7 +37,7 @@ def system_now_us() -> int:
 class Governance:
     """Book, journal, policy, catalogue and signals of one worker; `catalogue` is replaced whole on a reload.
 
-    `keeper` is there when other workers share the book.
+    `keeper` is there when other workers share the book, `prompts` when it is recorded which prompts begin alike.
     """
 
     book: Book
@@ -54,6 +55,7 @@ class Governance:
     hold_ttl_s: int
     now_us: Callable[[], int] = field(default=system_now_us)
     keeper: LeaseKeeper | None = None
+    prompts: PromptBlocks | None = None
 
     def policy_input(self, intent: Intent, model: str, headroom: Headroom) -> PolicyInput:
         """What policy is asked about this intent on this model."""

@@ -53,6 +53,10 @@ class Home:
             raise HomeError(f"there is no home at {path}")
         return home
 
+    def telemetry(self, runtime: str) -> Path:
+        """Where an embedded runtime tells what its steps computed."""
+        return self.path / "telemetry" / _checked(runtime)
+
     def run_file(self, name: str) -> Path:
         """Where the process called `name` says how it can be reached."""
         return self.run / f"{_checked(name)}.json"

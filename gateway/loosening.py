@@ -111,12 +111,16 @@ RULES: dict[str, Rule] = {
     "runtimes.*.gpu_nusd_per_hour": Rule(_lowered, _HOLDS_LESS),
     "runtimes.*.gpu_us_per_input_mtok": Rule(_lowered, _HOLDS_LESS),
     "runtimes.*.gpu_us_per_output_mtok": Rule(_lowered, _HOLDS_LESS),
+    "runtimes.*.hold_factor": Rule(_lowered, _HOLDS_LESS),
+    "runtimes.*.telemetry": Rule(_changed, "accelerator time is charged by what another engine says, or by estimate"),
+    "runtimes.*.work": Rule(_changed, "accelerator time is shared among requests by other weights"),
     "runtimes.*.vllm": Rule(_off, "the cache is no longer kept apart by the domains that policy draws"),
     **{
         f"runtimes.*.{field}": NEUTRAL
         for field in (
             *("owner", "url", "gpus", "api_key_env", "api_key_file", "connections_max", "connect_timeout_s", "sim"),
             *("first_byte_timeout_s", "idle_timeout_s", "retries_max", "breaker_failures", "breaker_reset_s"),
+            *("power_w", "nvml_devices", "sample_interval_s"),
         )
     },
     "models.*.owner": NEUTRAL,

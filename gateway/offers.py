@@ -1,7 +1,9 @@
 """Offers: the runtimes there are, the models they serve, and what both cost."""
 
 from datetime import UTC, date, datetime, time
+from fractions import Fraction
 from itertools import pairwise
+from math import ceil
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -32,9 +34,12 @@ from gateway.config_values import (
     unique,
     web_url,
 )
-from runtime.sim.engine import EngineConfig
+from runtime.attribution.weights import Weights
+from runtime.sim.config import EngineConfig
+from runtime.step_time import StepTime
 
 OUTPUT_TOKENS_DEFAULT = 1024
+_MODEL = StepTime()
 
 
 class Sim(Section):
@@ -56,6 +61,29 @@ class Sim(Section):
     @model_validator(mode="after")
     def _fits(self) -> "Sim":
         assert self.engine
+        return self
+
+
+class Work(Section):
+    """What a unit of work weighs when a step's time is shared: the variable coefficients of the step-time model.
+
+    Those not given are the model's own; `bursar runtime calibrate` measures them.
+    """
+
+    prefill_request_ns: Rate = _MODEL.prefill_request_ns
+    prefill_token_ns: Rate = _MODEL.prefill_token_ns
+    prefill_context_ps: Rate = _MODEL.prefill_context_ps
+    decode_request_ns: Rate = _MODEL.decode_request_ns
+    decode_context_ps: Rate = _MODEL.decode_context_ps
+
+    @property
+    def weights(self) -> Weights:
+        """The weights as attribution takes them."""
+        return Weights.of(StepTime(_MODEL.base_us, **self.model_dump()))
+
+    @model_validator(mode="after")
+    def _weighs(self) -> "Work":
+        assert self.weights
         return self
 
 
@@ -82,12 +110,27 @@ class Runtime(Section):
     breaker_failures: Annotated[Whole, Field(gt=0, le=10_000)] = 5
     breaker_reset_s: Seconds = 10
     vllm: bool = True
+    telemetry: PathText | None = None
+    work: Work = Work()
+    power_w: Annotated[Number, Field(ge=0, le=100_000)] = 0
+    nvml_devices: Annotated[
+        tuple[Annotated[Whole, Field(ge=0, le=1023)], ...], Field(max_length=1024), AfterValidator(unique)
+    ] = ()
+    sample_interval_s: Annotated[Seconds, Field(ge=1, le=3600)] = 10
+    hold_factor: Annotated[Number, Field(ge=1, le=100)] = 1
     sim: Sim | None = None
 
     @property
     def rate(self) -> GpuRate:
         """What its accelerator time costs and how much of it tokens take."""
         return GpuRate(self.gpu_nusd_per_hour, self.gpu_us_per_input_mtok, self.gpu_us_per_output_mtok)
+
+    @property
+    def hold_rate(self) -> GpuRate:
+        """What a hold sets aside: the rate, with so many times the time."""
+        factor = Fraction(self.hold_factor)
+        per_mtok = self.gpu_us_per_input_mtok, self.gpu_us_per_output_mtok
+        return GpuRate(self.gpu_nusd_per_hour, *[ceil(us * factor) for us in per_mtok])
 
     @property
     def is_sim(self) -> bool:
@@ -107,6 +150,13 @@ class Runtime(Section):
     def _one_key(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("api_key_env") is not None:
             raise ValueError("name either api_key_env or api_key_file, not both")
+        return value
+
+    @field_validator("telemetry")
+    @classmethod
+    def _told(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("url") == "sim://":
+            raise ValueError("an embedded runtime tells into its home: leave it out")
         return value
 
     @field_validator("sim")
@@ -162,6 +212,7 @@ class Model(Section):
     id: Id
     owner: Name
     runtimes: Annotated[tuple[Id, ...], Field(min_length=1, max_length=16), AfterValidator(unique)]
+    routing: Literal["least_load", "round_robin", "prefix_affinity"] = "least_load"
     upstream_model: Annotated[str, Field(min_length=1, max_length=256)] = Field(default_factory=lambda data: data["id"])
     endpoints: Annotated[
         tuple[Literal["chat", "completions", "embeddings"], ...], Field(min_length=1), AfterValidator(unique)

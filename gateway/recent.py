@@ -7,19 +7,29 @@ RECENT_MAX = 2_000
 
 
 class Recent:
-    """The newest usage rows by request id, bounded; older ones are asked of the ledger."""
+    """The newest usage rows by request id, bounded; older ones, up to the `forgotten` one, are asked of the ledger."""
 
     def __init__(self, rows_max: int = RECENT_MAX) -> None:
         self.rows_max = rows_max
+        self.forgotten = ""
         self._rows: OrderedDict[str, tuple[dict[str, Any], dict[str, Any]]] = OrderedDict()
 
     def add(self, request_id: str, row: dict[str, Any], more: dict[str, Any]) -> None:
         """Remember the two halves of a row, forgetting the oldest when there are too many."""
         self._rows[request_id] = (row, more)
         if len(self._rows) > self.rows_max:
-            self._rows.popitem(last=False)
+            self.forgotten = self._rows.popitem(last=False)[0]
 
     def get(self, request_id: str) -> dict[str, Any] | None:
         """The row of a request, or None when it is not among the newest."""
         halves = self._rows.get(request_id)
         return None if halves is None else {**halves[0], **halves[1]}
+
+    def since(self, request_id: str) -> list[str]:
+        """The ids that were added after that one, newest first; all where it is not known any more."""
+        found = []
+        for each in reversed(self._rows):
+            if each == request_id:
+                break
+            found.append(each)
+        return found

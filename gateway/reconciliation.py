@@ -8,31 +8,27 @@ baseline can be asked for, and is recorded with what was set aside by it.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Any
 
-import aiohttp
 import orjson
 
 from domain.ids import uuid7
 from gateway import adjustments
 from gateway.adjustments import Adjustments
 from gateway.controls import Controls
+from gateway.scraping import ScrapeFailed, scrape
 from ledger import reconcile
 from ledger.book import Book
 from ledger.client import LedgerClient, LedgerUnavailable
 from ledger.journal import Journal
 from ledger.reconcile import COUNTER, Account, Baseline, Cut, Totals
 from runtime.port import RuntimeSpec
-from runtime.vllm.sampling import MetricsError, parse_metrics
 
 US = 1_000_000
 # How many drifting accounts are kept, and mended, at a time.
 DRIFTING_MAX = 1_000
 SIGNALS_MAX = 100
 SAMPLES_MAX = 3
-SAMPLE_TIMEOUT_S = 10.0
-METRICS_BYTES_MAX = 16 << 20
 _BASELINE_SQL = """
 SELECT detail FROM control WHERE action = 'runtime_baseline' AND subject = {runtime:String}
 ORDER BY ts DESC, seq DESC LIMIT 1
@@ -196,15 +192,10 @@ class Reconciliation:
 
 async def sample(spec: RuntimeSpec) -> Totals:
     """What a vLLM, or the simulator, says at `/metrics` that it has counted; NotComparable."""
-    timeout = aiohttp.ClientTimeout(total=SAMPLE_TIMEOUT_S)
     try:
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(f"{spec.base_url}/metrics") as answer:
-            page = await answer.content.read(METRICS_BYTES_MAX)
-            if answer.status != HTTPStatus.OK:
-                raise NotComparable(f"its /metrics answered {answer.status}")
-        counters = parse_metrics(page.decode(errors="replace"))
-    except (aiohttp.ClientError, TimeoutError, MetricsError) as error:
-        raise NotComparable(f"its /metrics cannot be read: {error or 'no answer in time'}") from error
+        counters = (await scrape(spec.base_url)).counters
+    except ScrapeFailed as error:
+        raise NotComparable(str(error)) from error
     return Totals(counters.prompt_tokens_total, counters.generation_tokens_total, counters.prefix_cache_hits)
 
 

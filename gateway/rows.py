@@ -25,9 +25,9 @@ ABSENT: Mapping[str, Any] = {
     **dict.fromkeys(("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens"), 0),
     **dict.fromkeys(("reasoning_tokens", "held_tokens", "held_output_tokens", "held_list_cost_nusd"), 0),
     **dict.fromkeys(("held_gpu_us", "gpu_us", "queue_us", "ttft_us", "list_cost_nusd", "gpu_cost_nusd"), 0),
-    **dict.fromkeys(("saved_cost_nusd", "kv_block_us", "energy_uj", "org_seq"), 0),
+    **dict.fromkeys(("saved_cost_nusd", "kv_block_us", "energy_uj", "org_seq", "prompt_bytes"), 0),
     "stream": False,
-    "charges": (),
+    **dict.fromkeys(("charges", "prompt_blocks"), ()),
 }
 
 

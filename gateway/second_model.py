@@ -130,7 +130,7 @@ class Judging:
         intent = read_intent(CHAT, body, verified.principal, request_id, offer.measure, verified.run)
         if isinstance(intent, Refusal):
             return REFUSED
-        return Ask(intent, now_us, rows.identity(intent, f"verifies-{verified.request_id}"))
+        return Ask(intent, now_us, rows.identity(intent, f"verifies-{verified.request_id}"), body)
 
 
 def _json(body: bytes) -> Any:

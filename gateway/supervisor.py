@@ -188,7 +188,7 @@ def _sim(runtime: Runtime, config: Config, home: Home) -> Part:
     models = [model.upstream_model for model in config.models if runtime.id in model.runtimes]
     name = f"sim-{runtime.id}"
     argv = [sys.executable, "-m", "runtime.sim", "--port", "0", "--port-file", os.fspath(home.run_file(name))]
-    argv += ["--model", ",".join(dict.fromkeys(models))]
+    argv += ["--model", ",".join(dict.fromkeys(models)), "--telemetry", os.fspath(home.telemetry(name))]
     for knob, value in (runtime.sim.model_dump(exclude_none=True) if runtime.sim else {}).items():
         argv += [f"--{knob.replace('_', '-')}", str(value)]
     return Part(name, argv, home.logs / f"{name}.log", {"--port": "port"})

@@ -11,6 +11,7 @@ import structlog
 
 from gateway import assembly
 from gateway.approvals import ApprovalError
+from gateway.attributing import Attributing
 from gateway.composition import Unready, budgets_of, catalogue_of
 from gateway.config_file import ConfigError, LoadedConfig, diff, load
 from gateway.controls import Controls, ensure_admin
@@ -18,6 +19,7 @@ from gateway.engines import Deciding, Engines
 from gateway.governance import Governance, system_now_us
 from gateway.home import Home, run_name
 from gateway.keys import KeysError, KeyStore
+from gateway.ledger_lag import LedgerLag
 from gateway.live import Live
 from gateway.loadings import Loadings
 from gateway.planes import Parts, planes
@@ -29,7 +31,7 @@ from gateway.second_person import SecondPerson
 from gateway.server import Server, bind, server
 from gateway.sweep import sweep_forever
 from gateway.verifying import check_processes_of
-from ledger.client import LedgerUnavailable, QueryFailed, running
+from ledger.client import running
 from ledger.journal import JournalError, JournalFull
 from ledger.lease_keeper import LeaseKeeper
 from observability import names
@@ -42,7 +44,6 @@ from runtime.client import RuntimeClient
 
 log = structlog.get_logger("gateway")
 US = 1_000_000
-LEDGER_PERIOD_S = 5.0
 KEYS_PERIOD_S = 0.5
 BUNDLE_PERIOD_S = 1.0
 SCHEMA_CHECK_S = 2.0
@@ -71,13 +72,14 @@ class Worker:
         self.environ = environ
         self.replica = replica
         self.run_name = run_name(replica)
+        self.find_ledger = partial(running, home.path)
         self.pseudonyms = Pseudonyms(home.secret("pseudonym"))
         self.keys = KeyStore(home.keys)
         self.live = Live(loaded.config.limits.in_flight_max)
         self.metrics = Metrics()
         self.tracing = Tracing(telemetry.trace_sample, telemetry.otlp_endpoint, console=telemetry.console)
         self.clients: dict[str, RuntimeClient] = {}
-        self.ledger_lag = (0, 0)
+        self.ledger_lag = LedgerLag(self.find_ledger)
         self.reloading = asyncio.Lock()
         # The bundle revision whose scoring risk goes by, and why that of the newest is not to be had.
         self.weighed, self.unweighed = "", ""
@@ -122,6 +124,7 @@ class Worker:
 
     async def _serve(self, of: Governance, controls: Controls, second: SecondPerson, sockets: list[Any]) -> None:
         servers = self._servers(of, controls, second)
+        attributing = Attributing(self.home, self.replica, of, controls, lambda: self.loaded, self.find_ledger)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._drain, servers)
@@ -130,8 +133,8 @@ class Worker:
         self.engines.watch(self.metrics)
         self.metrics.watch(names.CHECK_PROCESSES_ENDED, lambda: self.checks.ended + self.schema_checks.ended)
         self.metrics.watch(names.IN_FLIGHT, lambda: len(self.live.calls))
-        self.metrics.watch(names.LEDGER_LAG_ROWS, lambda: self.ledger_lag[0])
-        self.metrics.watch(names.LEDGER_LAG_SECONDS, lambda: self.ledger_lag[1])
+        self.metrics.watch(names.LEDGER_LAG_ROWS, lambda: self.ledger_lag.rows)
+        self.metrics.watch(names.LEDGER_LAG_SECONDS, lambda: self.ledger_lag.age_s)
         background = [
             asyncio.create_task(work)
             for work in (
@@ -140,7 +143,8 @@ class Worker:
                 of.noticing.signals.run(),
                 of.risks.run(),
                 second.approvals.run(),
-                self._follow_ledger(),
+                self.ledger_lag.follow(),
+                attributing.run(),
                 self._follow_keys(of),
                 self._follow_bundle(of),
             )
@@ -343,12 +347,6 @@ class Worker:
                     log.error("the keys known before stay in force", reason=str(error))
                 said = str(error)
 
-    async def _follow_ledger(self) -> None:
-        """Ask the ledger process now and then how far it is behind; without one the last answer stands."""
-        while True:
-            await asyncio.sleep(LEDGER_PERIOD_S)
-            self.ledger_lag = await asyncio.to_thread(_lag, self.home, self.ledger_lag)
-
     def _retire(self, clients: list[RuntimeClient]) -> None:
         """Close clients that are no longer configured, once what they still serve has ended."""
         for client in clients:
@@ -380,16 +378,6 @@ def _say_away(reason: str) -> None:
 
 def _say_failing(tag: str, reason: str) -> None:
     log.error("the shared book cannot be asked about one organisation", organisation=tag, reason=reason)
-
-
-def _lag(home: Home, last: tuple[int, int]) -> tuple[int, int]:
-    """How many rows the ledger is behind, and the age of the oldest in whole seconds."""
-    client = running(home.path)
-    try:
-        status = client.status() if client is not None else None
-        return last if status is None else (int(status["lag_rows"]), int(status["lag_s"]))
-    except (LedgerUnavailable, QueryFailed):
-        return last
 
 
 async def _close_when_idle(client: RuntimeClient) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+from ledger.gpu_report import accounts, estimates
 from ledger.rollups import DIMENSIONS as ROLLED_UP
 from ledger.rollups import SUMS
 from ledger.tables import ADJUSTED
@@ -91,6 +92,7 @@ class _Kind(NamedTuple):
         return SIGNAL_DIMENSIONS if self.table == "signal" else DIMENSIONS
 
 
+GPU, ESTIMATES = "gpu", "estimates"
 KINDS = {
     "spend": _Kind(
         "Spend",
@@ -104,7 +106,7 @@ KINDS = {
         ("requests", "input_tokens", "cached_input_tokens", "cached_percent", "saved_usd"),
         "sum(cached_input_tokens) DESC",
     ),
-    "gpu": _Kind(
+    GPU: _Kind(
         "GPU",
         ("model", "runtime"),
         ("requests", "gpu_s", "kv_block_s", "queue_s", "energy_j", "gpu_cost_usd"),
@@ -129,20 +131,24 @@ def report(
 ) -> Report:
     """One of `spend`, `cache`, `gpu`, `denials` over the usage rows since a time, or `signals` over those; BadReport.
 
+    `gpu` without `group_by` is of runtimes, their samples beside what was charged, and `estimates` always is.
+
     `since` is `90m`, `24h`, `7d`, `2w` ago or an ISO date or time (UTC unless it says otherwise), and the report begins
     with the minute that it is in. Money is in USD with all nine decimals. The largest rows come first, or in the order
     of time when grouped by it, and one more than `limit`, which shows that there are more.
     """
-    if kind not in KINDS:
-        raise BadReport(f"no report {kind!r}; there are {', '.join(KINDS)}")
+    if kind not in (*KINDS, ESTIMATES):
+        raise BadReport(f"no report {kind!r}; there are {', '.join((*KINDS, ESTIMATES))}")
     if not 1 <= limit <= LIMIT_MAX:
         raise BadReport(f"cannot print {limit} rows: ask for 1 to {LIMIT_MAX}")
+    start = moment(since, now or datetime.now(UTC)).replace(second=0, microsecond=0)
+    if kind == ESTIMATES or (kind == GPU and not group_by):
+        return _of_runtimes(kind, group_by, start, limit)
     spec = KINDS[kind]
     names, known = tuple(group_by) or spec.group_by, spec.dimensions
     unknown = [name for name in names if name not in known]
     if unknown or len(set(names)) != len(names):
         raise BadReport(f"cannot group by {', '.join(unknown or names)}; group once by any of {', '.join(known)}")
-    start = moment(since, now or datetime.now(UTC)).replace(second=0, microsecond=0)
     keys = [f"{known[name]} AS `{name}_`" for name in names]
     values = [f"{_MEASURES[name]} AS `{name}_`" for name in spec.measures]
     groups = ", ".join(f"`{name}_`" for name in names)
@@ -154,6 +160,20 @@ def report(
     columns = names + spec.measures
     title = f"{spec.title} by {', '.join(names)} since {start:%Y-%m-%d %H:%M} UTC"
     return Report(title, columns, f"SELECT {', '.join(f'`{name}_` AS `{name}`' for name in columns)} FROM ({inner})")  # noqa: S608 as above
+
+
+def _of_runtimes(kind: str, group_by: Sequence[str], start: datetime, limit: int) -> Report:
+    """A report that compares what runtimes say with what was charged, which has its columns once and for all."""
+    if group_by:
+        raise BadReport("estimates are by runtime only: leave --group-by out")
+    start_s = int(start.timestamp())
+    if kind == ESTIMATES:
+        title, made = "GPU estimates", estimates(start_s, limit)
+    else:
+        title, made = KINDS[GPU].title, accounts(_source(KINDS[GPU], ("runtime",), start), start_s, limit)
+    shown = ", ".join(f"`{name}_` AS `{name}`" for name in made.names)
+    sql = f"SELECT {shown} FROM ({made.sql})"  # noqa: S608 as above
+    return Report(f"{title} by runtime since {start:%Y-%m-%d %H:%M} UTC", made.names, sql)
 
 
 def _source(spec: _Kind, names: Sequence[str], start: datetime) -> str:

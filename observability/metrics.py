@@ -159,6 +159,10 @@ class Metrics:
         """Show what was found when the ledger was last reconciled, by kind and quantity, of which there are few."""
         self.probes.read_drift = read
 
+    def watch_runtimes(self, read: Callable[[], Mapping[str, Mapping[tuple[str, str], int]]]) -> None:
+        """Show what runtimes tell of themselves: by metric, by runtime and the label that the metric has."""
+        self.probes.read_runtimes = read
+
     def collect(self) -> list[Metric]:
         """All metrics as they stand now; `expose` may write them out in another thread."""
         return list(self.registry.collect())

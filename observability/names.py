@@ -105,6 +105,12 @@ BOOK_EXCHANGES = "bursar_book_exchanges_total"
 BOOK_FETCHES = "bursar_book_fetches_total"
 BOOK_WAITING = "bursar_book_waiting"
 LEDGER_DRIFT = "bursar_ledger_drift"
+ATTRIBUTION_WAITING = "bursar_attribution_waiting"
+ATTRIBUTION_POSTED = "bursar_attribution_posted_total"
+ATTRIBUTION_DROPPED = "bursar_attribution_dropped_total"
+ACCELERATOR_TIME = "bursar_accelerator_us_total"
+TELEMETRY_LOST = "bursar_telemetry_lost_total"
+TOKEN_DRIFT = "bursar_token_drift_total"
 
 
 def prometheus_name(name: str) -> str:

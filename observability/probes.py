@@ -38,6 +38,18 @@ WATCHED = {
     names.RISK_SCORES_UNTOLD: "Additions to risk scores that other replicas were not told, for want of room.",
     names.WEBHOOK_EVENTS_DROPPED: "Events that were never sent to a webhook, because too many waited for it.",
     names.WEBHOOK_EVENTS_FAILED: "Events that a webhook did not take, also when tried again.",
+    names.ATTRIBUTION_WAITING: "Requests whose accelerator time is known before they are settled or found.",
+    names.ATTRIBUTION_POSTED: "Correction rows that brought requests from estimated to attributed accelerator time.",
+    names.ATTRIBUTION_DROPPED: "Shares of accelerator time that were given up, because too many waited.",
+}
+# Of each runtime, by one label more.
+OF_RUNTIMES = {
+    names.ACCELERATOR_TIME: ("Accelerator time as a runtime's telemetry has it, microseconds, by account.", "account"),
+    names.TELEMETRY_LOST: ("Lines or segments of telemetry that could not be read, by reason.", "reason"),
+    names.TOKEN_DRIFT: (
+        "Tokens by which a runtime's counts of completed requests were off their charges.",
+        "quantity",
+    ),
 }
 
 
@@ -51,6 +63,7 @@ class Probes(Collector):
         self.read_revision: Callable[[], str] | None = None
         self.read_budgets: Callable[[], Iterable[tuple[str, int]]] | None = None
         self.read_drift: Callable[[], Mapping[tuple[str, str], int]] | None = None
+        self.read_runtimes: Callable[[], Mapping[str, Mapping[tuple[str, str], int]]] | None = None
 
     def watch(self, name: str, read: Callable[[], int]) -> None:
         """Ask `read` for a metric of `WATCHED`; one name has one owner."""
@@ -79,6 +92,13 @@ class Probes(Collector):
             for (kind, quantity), amount in self.read_drift().items():
                 drift.add_metric([kind, quantity], amount)
             yield drift
+        if self.read_runtimes is not None:
+            for name, found in self.read_runtimes().items():
+                documentation, label = OF_RUNTIMES[name]
+                family = CounterMetricFamily(name, documentation, labels=["runtime", label])
+                for key, count in found.items():
+                    family.add_metric(key, count)
+                yield family
         if self.read_budgets is not None:
             yield from self._remaining(self.read_budgets())
 

@@ -31,7 +31,8 @@ class Garbage(RuntimeFailure):
 class RuntimeSpec:
     """One runtime as configured: its base URL (without `/v1`), its limits and what it charges for.
 
-    `speaks_vllm` says that it takes `cache_salt`, `priority` and `continuous_usage_stats`.
+    `speaks_vllm` says that it takes `cache_salt`, `priority` and `continuous_usage_stats`. Holds go by the `hold_rate`,
+    where there is one.
     """
 
     id: str
@@ -46,3 +47,4 @@ class RuntimeSpec:
     retries_max: int = 1
     breaker_failures: int = 5
     breaker_reset_s: float = 10.0
+    hold_rate: GpuRate | None = None

@@ -1,7 +1,13 @@
 """How long one engine step takes: the model that calibration fits, the simulator runs and attribution weighs by."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray: TypeAlias = NDArray[np.int64]
+_INT64_MAX: Final = (1 << 63) - 1
 
 
 class StepWork(NamedTuple):
@@ -16,6 +22,11 @@ class StepWork(NamedTuple):
     prefill_context: int = 0
     decode_requests: int = 0
     decode_context: int = 0
+
+
+def prefill_pairs(tokens: int, context: int) -> int:
+    """The token pairs of one prefill chunk of `tokens` after `context`: its part of `prefill_context`."""
+    return tokens * context + tokens * tokens // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +72,22 @@ class StepTime:
             + work.decode_context * decode_context_ps
         )
         return self.base_us - (-variable_ps // 1_000_000)
+
+    def decode_durations_us(self, requests: int, context: int, steps: int) -> IntArray:
+        """The durations of `steps` steps in a row that only decode, the first over `context`; each as `duration_us`.
+
+        Raises OverflowError where 64 bits cannot hold the sums.
+        """
+        _, _, _, decode_ps, decode_context_ps = self.variable_ps()
+        first_ps = requests * decode_ps + context * decode_context_ps
+        each_ps = requests * decode_context_ps
+        if first_ps + each_ps * steps > _INT64_MAX:
+            raise OverflowError(f"{steps} steps of {requests} requests over {context} tokens cost more than 2^63 ps")
+        variable_ps = np.arange(first_ps, first_ps + each_ps * steps, each_ps) if each_ps else np.full(steps, first_ps)
+        return self.base_us - (-variable_ps // 1_000_000)
+
+    def decode_duration_us(self, requests: int, context: int) -> int:
+        """The duration of a step that only decodes: as `duration_us`."""
+        return self.base_us - (
+            -(requests * self.decode_request_ns * 1_000 + context * self.decode_context_ps) // 1_000_000
+        )

@@ -30,6 +30,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "telemetry": config.Telemetry,
     "webhooks": config.Webhook,
     "runtimes": config.Runtime,
+    "runtimes.work": offers.Work,
     "runtimes.sim": offers.Sim,
     "models": config.Model,
     "models.price": offers.Price,

@@ -33,7 +33,7 @@ INVENTED_PATHS = {"tests/gateway/test_config.py"}  # the home of nobody
 HOSTS = ("pypi", "pythonhosted", "npmjs", "golang", "anaconda", "docker", "huggingface")
 REGISTRY = re.compile(rf"\b(?:{'|'.join(HOSTS)})\.(?:org|com|io|co)\b")
 # Of another environment (.venv-vllm), or a part of what is declared: starlette of fastapi, the core of pydantic.
-UNDECLARED = {"torch", "transformers", "starlette", "pydantic-core"}
+UNDECLARED = {"torch", "transformers", "vllm", "bursar-vllm", "starlette", "pydantic-core"}
 REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^]]*\])?==(\S+)")
 
 

@@ -4,9 +4,24 @@ import sys
 
 import typer
 
-from gateway.cli import approve, budgets, configuration, doctor, gates, keys, ledger, policy, replica, serving, slo
+from gateway.cli import (
+    approve,
+    budgets,
+    configuration,
+    doctor,
+    gates,
+    keys,
+    ledger,
+    policy,
+    replica,
+    runtime,
+    serving,
+    slo,
+)
 from gateway.cli.admin import AdminFailed
 from gateway.cli.output import complain
+from gateway.cli.runtime_place import NoRuntime
+from gateway.cli.runtime_settings import BadSetting
 from gateway.composition import Unready
 from gateway.config_file import ConfigError
 from gateway.home import HomeError
@@ -21,7 +36,13 @@ from ledger.records import CorruptJournal
 from ledger.replicas import ReplicaActive
 from ledger.reports import BadReport
 from ledger.signing import KeyRefused
+from ledger.traffic import NoTraffic
 from policy.port import EngineAway, PolicyError
+from runtime.calibration.errors import BadCalibration, CalibrationError, EngineLost, NothingSeen
+from runtime.vllm.couplings import KnobError
+from runtime.vllm.describe import DescribeError
+from runtime.vllm.launcher import VllmServerError
+from runtime.workload.port import WorkloadError
 
 NO = 1
 WRONG_USAGE = 2
@@ -37,6 +58,7 @@ _EXITS: dict[type[Exception], int] = {
     NotProvable: NO,
     ReplicaActive: NO,
     AdminFailed: NO,
+    NoTraffic: NO,
     QueryFailed: NO,
     EngineAway: AWAY,
     PolicyError: NO,
@@ -48,6 +70,17 @@ _EXITS: dict[type[Exception], int] = {
     KeyFieldError: WRONG_USAGE,
     KeysError: AWAY,
     HomeError: AWAY,
+    NoRuntime: WRONG_USAGE,
+    BadSetting: WRONG_USAGE,
+    KnobError: WRONG_USAGE,
+    WorkloadError: WRONG_USAGE,
+    BadCalibration: WRONG_USAGE,
+    EngineLost: AWAY,
+    NothingSeen: AWAY,
+    DescribeError: AWAY,
+    VllmServerError: AWAY,
+    # Of its kinds the ones above say more; what is left is a calibration that was tried and is not to be had.
+    CalibrationError: NO,
 }
 
 app = typer.Typer(
@@ -70,6 +103,7 @@ app.add_typer(keys.app, name="key")
 app.add_typer(budgets.app, name="budget")
 app.add_typer(replica.app, name="replica")
 app.add_typer(policy.app, name="policy")
+app.add_typer(runtime.app, name="runtime")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(gates.release_app, name="release")
 app.add_typer(gates.launch_app, name="launch")

@@ -13,10 +13,15 @@ from gateway.cli.output import complain, console, print_json, print_rows
 from gateway.controls import UnknownBudget
 from gateway.governance import system_now_us
 from gateway.home import Home
+from ledger.client import running
+from ledger.gpu_report import PEAKS_SQL
 
 app = typer.Typer(help="List, show and raise budgets.", no_args_is_help=True)
 _BUDGET_COLUMNS = ("id", "owner", "scope", "resource", "limit", "window", "mode")
 _COUNTER_COLUMNS = ("budget", "counter", "resource", "window", "limit", "spent", "held", "remaining", "band")
+_PEAK_COLUMNS = ("counter", "window_start_s", "peak", "overshoot")
+# What is charged by estimate first, and corrected later: their budgets can be overshot.
+ATTRIBUTED = ("gpu_us", "gpu_cost_nusd")
 _ELSEWHERE = ("spent_elsewhere", "held_elsewhere", "stranded")
 _SHARED_COLUMNS = (*_COUNTER_COLUMNS[:7], *_ELSEWHERE, *_COUNTER_COLUMNS[7:])
 # What only the store of a shared book knows, and with it what is left of a limit.
@@ -36,6 +41,9 @@ def show(budget: str, home: HomeOption = HOME, config: ConfigOption = CONFIG, as
     if not seen["budgets"]:
         complain(f"there is no budget {budget}")
         raise typer.Exit(1)
+    (shown,) = seen["budgets"]
+    if shown["resource"] in ATTRIBUTED and not shown["window"].startswith("rolling"):
+        seen["peaks"] = _peaks(home, shown)
     _print(seen, as_json=as_json)
 
 
@@ -70,6 +78,16 @@ def grant(
         console().print(f"granted {amount:,} to {budget} ({counter}) for {ttl_s} s: grant {granted['grant_id']}")
 
 
+def _peaks(home: Path, budget: dict[str, Any]) -> list[dict[str, Any]]:
+    """The most that was charged to a budget at once, by counter and window, as far as the ledger runs and can say."""
+    client = running(home)
+    if client is None:
+        return []
+    client.flush()
+    rows = client.rows(PEAKS_SQL, budget=budget["id"])
+    return [{**row, "peak": int(row["peak"]), "overshoot": max(0, int(row["peak"]) - budget["limit"])} for row in rows]
+
+
 def _seen(home: Home, config: Path, budget: str | None) -> dict[str, Any]:
     admin = Admin.of(home)
     if admin is not None:
@@ -91,6 +109,8 @@ def _print(seen: dict[str, Any], *, as_json: bool) -> None:
         print_json(seen)
         return
     print_rows("Budgets", seen["budgets"], _BUDGET_COLUMNS, as_json=False)
+    if seen.get("peaks"):
+        print_rows("Peaks, before grants", seen["peaks"], _PEAK_COLUMNS, as_json=False)
     columns = _SHARED_COLUMNS if seen["shared"] else _COUNTER_COLUMNS
     is_offline = any("replica" in counter for counter in seen["counters"])
     print_rows("Counters", seen["counters"], ("replica", *columns) if is_offline else columns, as_json=False)

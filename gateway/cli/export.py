@@ -1,4 +1,4 @@
-"""`bursar ledger export`: the ledger as charges that FinOps tools read, and the check of any such file."""
+"""`bursar ledger export`: the ledger as charges that FinOps tools read, and their check; and as a workload."""
 
 import csv
 import errno
@@ -9,21 +9,26 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from gateway.cli.ledger_query import readers_may_leave
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
-from gateway.cli.output import console, print_json, print_rows
+from gateway.cli.output import console, counted, print_json, print_rows
 from gateway.cli.store import ledger_of
 from gateway.config_file import load
+from gateway.trace_export import TrafficWorkload
 from ledger import focus_rules
-from ledger.focus import COLUMNS, Basis, Charge, Granularity, Period, Terms, charges
+from ledger.client import LedgerClient
+from ledger.focus import COLUMNS, Ask, Basis, Charge, Granularity, Period, Terms, charges
 from ledger.reports import moment
+from ledger.traffic import Span, requests_of, traffic_of
+from runtime.workload.bursar import write_trace
 
 # Far behind every charge that there can be.
 _END_S = 1 << 32
+_US = 1_000_000
 _FINDING_COLUMNS = ("row", "rule", "text")
 
 
@@ -31,10 +36,11 @@ class Format(StrEnum):
     """What the ledger can be exported as."""
 
     FOCUS = "focus"
+    TRACE = "trace"
 
 
 def export(
-    form: Annotated[Format, typer.Argument(metavar="focus", help="FOCUS 1.2, as CSV.")],
+    form: Annotated[Format, typer.Argument(metavar="focus|trace", help="FOCUS 1.2 as CSV, or a workload's trace.")],
     since: Annotated[str, typer.Option(help="From when: 7d, a date, or by default this month.")] = "",
     until: Annotated[str, typer.Option(help="Before when: a date, or by default now.")] = "",
     out: Annotated[
@@ -43,19 +49,28 @@ def export(
     granularity: Annotated[Granularity, typer.Option(help="What a charge covers.")] = Granularity.DAY,
     basis: Annotated[Basis, typer.Option(help="Which cost is billed: of tokens, or of accelerators.")] = Basis.LIST,
     provider: Annotated[str, typer.Option(help="Who provides and invoices.")] = "Bursar",
+    model: Annotated[str, typer.Option(help="Of a trace: whose requests, where several models served.")] = "",
     check: Annotated[Path | None, typer.Option(help="Check this file by the rules of FOCUS 1.2 instead.")] = None,
     home: HomeOption = HOME,
     config: ConfigOption = CONFIG,
     as_json: JsonOption = False,
 ) -> None:
-    """Export charges as FOCUS 1.2, or check a file of such charges; what is in the journal now is shipped first."""
-    assert form is Format.FOCUS
+    """Export charges as FOCUS 1.2, or check a file of such charges, or export what came as a trace without any text.
+
+    What is in the journal now is shipped first.
+    """
     if check is not None:
         _check(check, as_json=as_json)
         return
     now = datetime.now(UTC)
     start = moment(since, now) if since else now.replace(day=1, hour=0, minute=0, second=0)
-    end_s = int(moment(until, now).timestamp()) if until else _END_S
+    end = moment(until, now) if until else None
+    if form is Format.TRACE:
+        span = Span(int(start.timestamp()) * _US, int((end or now).timestamp() * _US))
+        with ledger_of(home, config) as client:
+            _export_trace(client, span, model, out)
+        return
+    end_s = int(end.timestamp()) if end else _END_S
     loaded = load(config).config if config.exists() else None
     terms = Terms(
         granularity,
@@ -66,11 +81,7 @@ def export(
     )
     with ledger_of(home, config) as client:
         client.flush()
-
-        def ask(sql: str, parameters: dict[str, str]) -> list[dict[str, object]]:
-            return client.rows(sql, **parameters)
-
-        found = charges(ask, terms, Period(int(start.timestamp()), end_s))
+        found = charges(_asking(client), terms, Period(int(start.timestamp()), end_s))
         if out is None:
             with readers_may_leave():
                 _write(sys.stdout, found)
@@ -79,6 +90,29 @@ def export(
         with _whole(out) as file:
             count = _write(file, found)
     console().print(f"{count:,} charges in {out}")
+
+
+def _export_trace(client: LedgerClient, span: Span, model: str, out: Path | None) -> None:
+    client.flush()
+    ask = _asking(client)
+    traffic = traffic_of(ask, span, model)
+    workload = TrafficWorkload(traffic.model, lambda: requests_of(ask, traffic))
+    if out is None:
+        with readers_may_leave():
+            write_trace(sys.stdout.buffer, workload)
+            sys.stdout.buffer.flush()
+        return
+    with _whole(out) as file:
+        count = write_trace(file.buffer, workload)
+    unknown = f"; {counted(traffic.unknown, 'request')} left out, whose tokens are not known" * bool(traffic.unknown)
+    console().print(f"{counted(count, 'request')} of {traffic.model} in {out}{unknown}")
+
+
+def _asking(client: LedgerClient) -> Ask:
+    def ask(sql: str, parameters: dict[str, str]) -> list[dict[str, Any]]:
+        return client.rows(sql, **parameters)
+
+    return ask
 
 
 def _write(file: TextIO, found: Iterable[Charge]) -> int:

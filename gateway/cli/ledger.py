@@ -21,7 +21,7 @@ app = typer.Typer(help="Query and report the ledger.", no_args_is_help=True)
 
 @app.command()
 def report(
-    kind: Annotated[str, typer.Argument(help="spend, cache, gpu, denials or signals.")],
+    kind: Annotated[str, typer.Argument(help="spend, cache, gpu, estimates, denials or signals.")],
     group_by: Annotated[list[str] | None, typer.Option(help="A column to group by; may be repeated.")] = None,
     since: Annotated[str, typer.Option(help="How far back: 90m, 24h, 7d, or a date.")] = "7d",
     limit: Annotated[int, typer.Option(help="How many rows at most.")] = ROWS_MAX,

@@ -5,17 +5,17 @@ import json
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 
-from runtime.sim.engine import EngineConfig
+from runtime.sim.config import EngineConfig
 from runtime.sim.server import SimServer
 
 _BACKLOG: Final = 4_096
 _GRACE_S: Final = 5
-_KNOBS: Final = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_blocks", "block_size", "max_waiting")
 
 
 class _PortFileServer(uvicorn.Server):
@@ -45,14 +45,19 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, SimServ
     parser.add_argument("--port-file", type=Path, help="written with the port once listening")
     parser.add_argument("--model", required=True, help="names, separated by commas; each has an engine of its own")
     parser.add_argument("--time-scale", type=float, default=1.0, help="how many times as fast as real time")
+    parser.add_argument("--telemetry", type=Path, help="a folder for what each step computed (runtime.telemetry)")
     defaults = EngineConfig()
-    for knob in _KNOBS:
-        parser.add_argument(f"--{knob.replace('_', '-')}", type=int, default=getattr(defaults, knob))
+    for knob in fields(EngineConfig):
+        default = getattr(defaults, knob.name)
+        kind: dict[str, Any] = {"type": type(default)}
+        if isinstance(default, bool):
+            kind = {"action": argparse.BooleanOptionalAction}
+        parser.add_argument(f"--{knob.name.replace('_', '-')}", default=default, **kind)
     options = parser.parse_args(arguments)
     try:
-        config = EngineConfig(**{knob: getattr(options, knob) for knob in _KNOBS})
+        config = EngineConfig(**{knob.name: getattr(options, knob.name) for knob in fields(EngineConfig)})
         models = [name.strip() for name in options.model.split(",")]
-        return options, SimServer(models, config, options.time_scale)
+        return options, SimServer(models, config, options.time_scale, options.telemetry)
     except ValueError as error:
         parser.error(str(error))
 

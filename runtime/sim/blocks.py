@@ -1,132 +1,119 @@
 """A paged pool of KV-cache blocks with prefix caching."""
 
-from array import array
-from collections.abc import Sequence
-from hashlib import blake2b
+from collections.abc import Hashable, Sequence
 
-from runtime.sim.eviction import EvictionPolicy, LruEviction
-
-_DIGEST_BYTES = 16
-
-
-def root_hash(cache_salt: str) -> bytes:
-    """The parent of a first block: requests share blocks only if their salts are equal."""
-    return blake2b(cache_salt.encode(), digest_size=_DIGEST_BYTES).digest()
-
-
-def chain_hashes(parent: bytes, token_ids: Sequence[int], block_size: int) -> list[bytes]:
-    """One hash for each full block of `token_ids`, each over its parent's hash and its own tokens.
-
-    A trailing partial block has none. Token ids must fit 32 unsigned bits, or OverflowError is raised.
-    """
-    packed = array("I", token_ids)
-    width = packed.itemsize * block_size
-    data = packed.tobytes()
-    hashes: list[bytes] = []
-    for start in range(0, len(data) - width + 1, width):
-        parent = blake2b(parent + data[start : start + width], digest_size=_DIGEST_BYTES).digest()
-        hashes.append(parent)
-    return hashes
+from runtime.eviction.port import EvictionPolicy
 
 
 class BlockPool:
-    """Hands out block numbers, counts references, and keeps full blocks findable until they are needed for others.
+    """Counts blocks, and keeps full ones findable by the hash of their content until they are needed for others.
 
-    A block is blank (free, no content), held (one reference or more) or cached (free, its content still findable).
-    Blank blocks are handed out before cached ones are evicted.
+    A block is blank (no content), private (of one request, which alone can find it: it is not full, or has no hash, or
+    another holds the same content already) or findable under its hash: held by one request or more, or released.
+    Blank blocks are handed out before the policy gives up released ones.
     """
 
-    def __init__(self, num_blocks: int, eviction: EvictionPolicy | None = None) -> None:
+    def __init__(self, num_blocks: int, eviction: EvictionPolicy) -> None:
         self.num_blocks = num_blocks
-        self._blank = list(range(num_blocks - 1, -1, -1))
-        self._evictable: EvictionPolicy = LruEviction() if eviction is None else eviction
-        self._references = [0] * num_blocks
-        self._hash_of: list[bytes | None] = [None] * num_blocks
-        self._block_of: dict[bytes, int] = {}
+        self.blank = num_blocks
+        self.private = 0
+        self._eviction = eviction
+        self._references: dict[Hashable, int] = {}
 
     @property
     def free_blocks(self) -> int:
-        """Blocks that nothing references, cached ones included."""
-        return len(self._blank) + len(self._evictable)
+        """Blocks that no request holds, those with findable content included."""
+        return self.blank + len(self._eviction)
+
+    @property
+    def used_blocks(self) -> int:
+        """Blocks that requests hold."""
+        return self.num_blocks - self.blank - len(self._eviction)
+
+    @property
+    def findable(self) -> int:
+        """Blocks whose content can be found, held or released."""
+        return len(self._references)
 
     @property
     def usage(self) -> float:
-        """The referenced part of the pool, 0 to 1."""
-        return 1.0 - self.free_blocks / self.num_blocks
+        """The held part of the pool, 0 to 1."""
+        return self.used_blocks / self.num_blocks
 
-    def references(self, block: int) -> int:
-        """How many requests hold the block."""
-        return self._references[block]
+    def references(self, block_hash: Hashable) -> int:
+        """How many requests hold this content; 0 also when it cannot be found."""
+        return self._references.get(block_hash, 0)
 
-    def cached_prefix(self, hashes: Sequence[bytes], blocks_max: int) -> list[int]:
-        """The blocks of the longest findable prefix of `hashes`, at most `blocks_max`; changes nothing."""
-        found: list[int] = []
-        for block_hash in hashes[:blocks_max]:
-            block = self._block_of.get(block_hash)
-            if block is None:
+    def cached_prefix(self, hashes: Sequence[Hashable], blocks_max: int) -> int:
+        """How many of the first hashes, at most `blocks_max`, are findable; changes nothing."""
+        references = self._references
+        count = 0
+        for block_hash in hashes:
+            if count == blocks_max or block_hash not in references:
                 break
-            found.append(block)
-        return found
+            count += 1
+        return count
 
-    def can_allocate(self, count: int, prefix: Sequence[int] = ()) -> bool:
-        """Whether `count` fresh blocks are left once the blocks of `prefix` are held."""
-        if not prefix:
-            return count <= len(self._blank) + len(self._evictable)
-        revived = sum(1 for block in prefix if self._references[block] == 0)
-        return count + revived <= self.free_blocks
+    def revived(self, hashes: Sequence[Hashable], count: int) -> int:
+        """How many of the first `count` findable hashes nobody holds: holding them takes that many free blocks."""
+        references = self._references
+        return sum(1 for at in range(count) if references[hashes[at]] == 0)
 
-    def allocate(self, count: int, prefix: Sequence[int] = ()) -> list[int]:
-        """Hold `prefix` (from `cached_prefix`) and `count` fresh blocks; returns all of them in that order.
+    def hold(self, hashes: Sequence[Hashable], now: int) -> None:
+        """A request holds these findable blocks."""
+        references, eviction = self._references, self._eviction
+        for block_hash in hashes:
+            eviction.hit(block_hash, now)
+            if references[block_hash] == 0:
+                eviction.hold(block_hash)
+            references[block_hash] += 1
 
-        Raises ValueError, and changes nothing, when `can_allocate` says no.
+    def take(self, count: int, now: int) -> None:
+        """Hand out `count` private blocks; ValueError, and nothing happens, when fewer are free."""
+        short = count - self.blank
+        if short > 0:
+            self._give_up(short, count, now)
+        self.blank -= count
+        self.private += count
+
+    def seal(self, block_hash: Hashable, now: int) -> bool:
+        """Make a private block findable, which its request holds; False when it stays private: there is one already.
+
+        vLLM keeps such doubles under their hash too, until they are evicted; here they are blank once they are free.
         """
-        if not self.can_allocate(count, prefix):
-            raise ValueError(f"{count} blocks were asked for and {self.free_blocks} are free")
-        for block in prefix:
-            if self._references[block] == 0:
-                self._evictable.remove(block)
-            self._references[block] += 1
-        return [*prefix, *(self._take_fresh() for _ in range(count))]
+        if block_hash in self._references:
+            return False
+        if self.private == 0:
+            raise ValueError("a block is sealed that no request holds")
+        self.private -= 1
+        self._references[block_hash] = 1
+        self._eviction.insert(block_hash, now)
+        return True
 
-    def seal(self, block: int, block_hash: bytes) -> None:
-        """Make a held, full block findable; of two blocks with the same content the first stays the findable one."""
-        if self._references[block] == 0:
-            raise ValueError(f"block {block} is sealed without being held")
-        if block_hash not in self._block_of:
-            self._block_of[block_hash] = block
-            self._hash_of[block] = block_hash
+    def free(self, hashes: Sequence[Hashable], private: int, now: int) -> None:
+        """A request lets go of findable blocks and private ones; a chain's tail first, for more can share its head.
 
-    def free(self, blocks: Sequence[int]) -> None:
-        """Drop one reference of each block; the tail of a chain is evicted before its head, which more can share.
-
-        Raises ValueError for a block that is not held.
+        Raises ValueError for what is not held.
         """
-        for block in reversed(blocks):
-            left = self._references[block] - 1
+        references = self._references
+        if private > self.private:
+            raise ValueError(f"{private} private blocks are freed and only {self.private} are held")
+        self.private -= private
+        self.blank += private
+        for block_hash in reversed(hashes):
+            left = references.get(block_hash, 0) - 1
             if left < 0:
-                raise ValueError(f"block {block} is freed without being held")
-            self._references[block] = left
+                raise ValueError("a block is freed without being held")
+            references[block_hash] = left
             if left == 0:
-                self._release(block)
+                self._eviction.release(block_hash, now)
 
-    def _take_fresh(self) -> int:
-        if self._blank:
-            block = self._blank.pop()
-        else:
-            block = self._evictable.pop()
-            self._forget(block)
-        self._references[block] = 1
-        return block
-
-    def _forget(self, block: int) -> None:
-        block_hash = self._hash_of[block]
-        if block_hash is None:
-            raise RuntimeError(f"evictable block {block} has no content")
-        del self._block_of[block_hash]
-        self._hash_of[block] = None
-
-    def _release(self, block: int) -> None:
-        if self._hash_of[block] is None:
-            self._blank.append(block)
-        else:
-            self._evictable.add(block)
+    def _give_up(self, short: int, count: int, now: int) -> None:
+        if short > len(self._eviction):
+            raise ValueError(f"{count} blocks were asked for and {self.free_blocks} are free")
+        for _ in range(short):
+            block_hash = self._eviction.evict(now)
+            if self._references.get(block_hash) != 0:
+                raise ValueError("the eviction policy gave up content that is held, or that it never had")
+            del self._references[block_hash]
+            self.blank += 1

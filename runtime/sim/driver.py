@@ -6,8 +6,9 @@ from time import perf_counter
 
 from runtime.sim.engine import Engine
 from runtime.sim.mailbox import Mailbox
+from runtime.sim.metering import EngineMeter
 from runtime.sim.metrics import EngineMetrics
-from runtime.sim.request import Emission, SimRequest, StepOutput, Submission
+from runtime.sim.request import Emission, RequestId, SimRequest, Submission
 
 _SLEEP_S_MIN = 0.001
 """uvloop's timers have this resolution; shorter waits only yield, and the deadline carries the difference over."""
@@ -28,13 +29,15 @@ class _Flight:
 class EngineDriver:
     """One task that steps an engine as fast as its step times say, and rests while there is nothing to do."""
 
-    def __init__(self, model: str, engine: Engine, time_scale: float) -> None:
+    def __init__(self, model: str, engine: Engine, time_scale: float, meter: EngineMeter | None = None) -> None:
         if not time_scale > 0:
             raise ValueError("time_scale must be above 0")
         self.engine = engine
         self.metrics = EngineMetrics(model, engine)
         self._time_scale = time_scale
-        self._flights: dict[str, _Flight] = {}
+        self._meter = meter
+        self._began_s = perf_counter()
+        self._flights: dict[RequestId, _Flight] = {}
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -59,8 +62,9 @@ class EngineDriver:
         if self.engine.waiting_room < len(requests):
             return False
         now_s = perf_counter()
+        now_us = self._engine_us(now_s)
         for index, request in enumerate(requests):
-            answer = self.engine.submit(request)
+            answer = self.engine.submit(request, now_us)
             if answer is not Submission.ACCEPTED:
                 raise RuntimeError(f"a request that was checked before is refused: {answer}")
             self._flights[request.request_id] = _Flight(mailbox, index, now_s)
@@ -70,11 +74,13 @@ class EngineDriver:
     def abort(self, requests: Sequence[SimRequest]) -> None:
         """Drop those of the requests that are still in flight."""
         for request in requests:
-            self.engine.abort(request.request_id)
+            job = self.engine.abort(request.request_id)
+            if job is not None and self._meter is not None:
+                self._meter.aborted(job)
             self._flights.pop(request.request_id, None)
 
     async def _run(self) -> None:
-        began_s = deadline_s = perf_counter()
+        deadline_s = perf_counter()
         while True:
             if not self.engine.has_work:
                 self._work.clear()
@@ -83,16 +89,23 @@ class EngineDriver:
             now_s = perf_counter()
             # A late step is not made up for: what the host cannot keep up with shows as latency.
             deadline_s = max(deadline_s, now_s - _SLEEP_S_MIN)
-            now_us = max(self.engine.busy_until_us, int((now_s - began_s) * self._time_scale * 1e6))
-            output = self.engine.step(now_us)
-            deadline_s += output.duration_us / 1e6 / self._time_scale
+            step = self.engine.step(max(self.engine.busy_until_us, self._engine_us(now_s)))
+            if self._meter is not None:
+                self._meter.begun(step)
+            deadline_s += step.duration_us / 1e6 / self._time_scale
             rest_s = deadline_s - perf_counter()
             await asyncio.sleep(rest_s if rest_s >= _SLEEP_S_MIN else 0)
-            self._publish(output)
+            self._publish(step.emissions())
+            if self._meter is not None:
+                self._meter.ended()
 
-    def _publish(self, output: StepOutput) -> None:
+    def _engine_us(self, now_s: float) -> int:
+        """The time of the engine's own clock, unless its last step ends later."""
+        return int((now_s - self._began_s) * self._time_scale * 1e6)
+
+    def _publish(self, emissions: Sequence[Emission]) -> None:
         now_s = perf_counter()
-        for emission in output.emissions:
+        for emission in emissions:
             flight = self._flights.get(emission.request_id)
             if flight is not None:  # else it was aborted while its step ran
                 self._observe(flight, emission, now_s)
@@ -109,6 +122,8 @@ class EngineDriver:
             del self._flights[emission.request_id]
 
     def _stopped(self, task: asyncio.Task[None]) -> None:
+        if self._meter is not None:
+            self._meter.close()
         for flight in self._flights.values():
             flight.mailbox.fail()
         self._flights.clear()

@@ -1,103 +1,63 @@
-"""The engine core: continuous batching over paged KV blocks. No I/O and no clock; time is passed in."""
+"""The engine core: continuous batching over paged KV blocks. No I/O and no clock; time is passed in.
 
-from bisect import insort
-from dataclasses import dataclass, field
-from heapq import heappop, heappush
+It schedules as vLLM 0.32 does (`vllm/v1/core/sched/scheduler.py`, `vllm/v1/core/kv_cache_manager.py`), on lengths and
+hashes instead of tokens. What is computed at once comes to the same as step by step, down to the eviction policy.
+"""
 
-from runtime.sim.blocks import BlockPool, chain_hashes, root_hash
-from runtime.sim.request import Emission, EngineTotals, FinishReason, SimRequest, StepOutput, Submission
-from runtime.sim.scheduling import PriorityFcfs, Rank, SchedulingPolicy
-from runtime.sim.step_time import StepTime
+from typing import Final
 
+import numpy as np
 
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """The engine's knobs, under vLLM's names where it has them."""
+from runtime.eviction.lru import LruEviction
+from runtime.eviction.port import EvictionPolicy
+from runtime.sim.batching import Batcher
+from runtime.sim.blocks import BlockPool
+from runtime.sim.config import EngineConfig
+from runtime.sim.job import Job, Stage
+from runtime.sim.request import EngineTotals, RequestId, SimRequest, Submission
+from runtime.sim.step import Jump, Step
+from runtime.step_time import IntArray, StepTime
 
-    block_size: int = 16
-    num_blocks: int = 16_384
-    max_model_len: int = 32_768
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 8_192
-    max_waiting: int = 4_096
-    step_time: StepTime = field(default_factory=StepTime)
-
-    def __post_init__(self) -> None:
-        for name in (
-            "block_size",
-            "num_blocks",
-            "max_model_len",
-            "max_num_seqs",
-            "max_num_batched_tokens",
-            "max_waiting",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1")
-        if self.num_blocks * self.block_size < self.max_model_len:
-            raise ValueError("num_blocks x block_size must hold one request of max_model_len tokens")
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ValueError("max_num_batched_tokens must be at least max_num_seqs")
-
-
-class _Sequence:
-    """A request in flight: the tokens it has, how many of them are computed, and the blocks that hold them."""
-
-    __slots__ = (
-        "blocks",
-        "cached_tokens",
-        "computed",
-        "emitted",
-        "hashes",
-        "next_seal",
-        "rank",
-        "request",
-        "take",
-        "tokens",
-    )
-
-    def __init__(self, request: SimRequest, rank: Rank, block_size: int) -> None:
-        self.request = request
-        self.rank = rank
-        self.tokens = list(request.prompt_tokens)
-        self.hashes = chain_hashes(root_hash(request.cache_salt), self.tokens, block_size)
-        self.blocks: list[int] = []
-        self.next_seal = block_size
-        self.computed = 0
-        self.emitted = 0
-        self.take = 0
-        self.cached_tokens: int | None = None
-
-    def __lt__(self, other: "_Sequence") -> bool:
-        return self.rank < other.rank
+JUMP_STEPS_MAX: Final = 1 << 16
 
 
 class Engine:
-    """Schedules requests step by step: chunked prefill, prefix caching, preemption by recompute.
+    """Computes requests step by step, or many steps at once: chunked prefill, prefix caching, preemption by recompute.
 
-    `running` is kept in rank order, so whoever gives way is the last and has never been scheduled in this step already.
+    With `async_scheduling` the batch that follows is scheduled when a step begins, as vLLM does where the accelerator
+    works while the scheduler thinks: what arrives during a step is scheduled one step later, and who ends keeps its
+    seat and its blocks for one step more. vLLM 0.32 never does so on CPU (`vllm/platforms/cpu.py`).
     """
 
-    def __init__(self, config: EngineConfig, scheduling: SchedulingPolicy | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, step_time: StepTime | None = None, eviction: EvictionPolicy | None = None
+    ) -> None:
         self.config = config
-        self.pool = BlockPool(config.num_blocks)
+        self.step_time = StepTime() if step_time is None else step_time
+        self.pool = BlockPool(config.num_blocks, LruEviction() if eviction is None else eviction)
         self.totals = EngineTotals()
-        self._scheduling: SchedulingPolicy = PriorityFcfs() if scheduling is None else scheduling
-        self._by_id: dict[str, _Sequence] = {}
-        self._running: list[_Sequence] = []
-        self._waiting: list[_Sequence] = []
-        self._serial = 0
         self.busy_until_us = 0
         """When the last step ends; the next may not begin before."""
+        self._batcher = Batcher(config, self.pool, self.totals)
+        self._jobs: dict[RequestId, Job] = {}
+        self._serial = 0
+        self._pending: Step | None = None
+        self._gave_way: list[Job] = []
 
     @property
     def num_running(self) -> int:
         """Requests in the batch."""
-        return len(self._running)
+        return len(self._batcher.running)
+
+    @property
+    def num_decoding(self) -> int:
+        """Requests in the batch that compute their newest token."""
+        return self._batcher.decoders.size
 
     @property
     def num_waiting(self) -> int:
         """Requests not in the batch, preempted ones included."""
-        return len(self._by_id) - len(self._running)
+        return self._batcher.num_waiting
 
     @property
     def waiting_room(self) -> int:
@@ -105,169 +65,182 @@ class Engine:
         return max(0, self.config.max_waiting - self.num_waiting)
 
     @property
+    def is_ahead(self) -> bool:
+        """Whether the batch of the next step is made already."""
+        return self._pending is not None
+
+    @property
     def has_work(self) -> bool:
         """Whether a step would compute anything."""
-        return bool(self._by_id)
+        return bool(self._jobs) or self._pending is not None
 
-    def submit(self, request: SimRequest) -> Submission:
+    def jobs(self) -> list[Job]:
+        """The requests in the batch, in its order."""
+        return list(self._batcher.running)
+
+    def computed_tokens(self, job: Job) -> int:
+        """How many tokens of a request its blocks hold, once the step under way has ended."""
+        return job.base + self._batcher.decoders.clock if job.stage is Stage.DECODE else job.computed
+
+    def submit(self, request: SimRequest, now_us: int = 0) -> Submission:
         """Queue a request; a refused one leaves no trace. Raises ValueError when its id is in flight already."""
-        if request.request_id in self._by_id:
+        if request.request_id in self._jobs:
             raise ValueError(f"request id {request.request_id} is in flight already")
-        if len(request.prompt_tokens) + len(request.output_tokens) > self.config.max_model_len:
+        if request.prompt_tokens + request.output_tokens > self.config.max_model_len:
             return Submission.CONTEXT_EXCEEDED
-        if self.waiting_room == 0:
+        if self.num_waiting >= self.config.max_waiting:
             return Submission.QUEUE_FULL
         self._serial += 1
-        sequence = _Sequence(request, self._scheduling.rank(request, self._serial), self.config.block_size)
-        self._by_id[request.request_id] = sequence
-        heappush(self._waiting, sequence)
+        priority = request.priority if self.config.scheduling_policy == "priority" else 0
+        hashes = request.block_hashes if self.config.enable_prefix_caching else ()
+        job = self._jobs[request.request_id] = Job(request, (priority, self._serial), hashes, now_us)
+        self._batcher.enqueue(job)
         return Submission.ACCEPTED
 
-    def abort(self, request_id: str) -> bool:
-        """Drop a request and free its blocks; False when it is not in flight (any more)."""
-        sequence = self._by_id.pop(request_id, None)
-        if sequence is None:
-            return False
-        if sequence.blocks:
-            self._running.remove(sequence)
-            self.pool.free(sequence.blocks)
-        else:
-            self._waiting.remove(sequence)
-            self._waiting.sort()
-        return True
+    def abort(self, request_id: RequestId) -> Job | None:
+        """Drop a request and free its blocks; None when it is not in flight (any more)."""
+        job = self._jobs.get(request_id)
+        if job is None:
+            return None
+        self.totals.lost_tokens += self._drop(job, self.busy_until_us)
+        return job
 
-    def step(self, now_us: int) -> StepOutput:
-        """Compute one batch that starts at `now_us`; raises ValueError when the step before has not ended by then."""
+    def step(self, now_us: int) -> Step:
+        """Compute one batch that starts at `now_us` and tell who emits; an empty step when there is nothing to compute.
+
+        Raises ValueError when the step before has not ended by then.
+        """
+        return self._step(now_us, listing=True)
+
+    def run(self, now_us: int, until_us: int, gap_us: int = 0) -> Step | Jump:
+        """Compute at once the steps that are alike and begin before `until_us`, but at least the one at `now_us`.
+
+        Between two steps `gap_us` pass. What it returns tells no emissions: whoever decodes emits in each step.
+        """
+        steps = self._alike()
+        if steps > 1:
+            batch = self._pending
+            context = self._batcher.decoders.context if batch is None else batch.decode_context
+            jump = self._jump(now_us, until_us, gap_us, context, steps)
+            if jump is not None:
+                return jump
+        return self._step(now_us, listing=False)
+
+    def _step(self, now_us: int, *, listing: bool) -> Step:
         if now_us < self.busy_until_us:
             raise ValueError(f"a step at {now_us} us overlaps the one that ends at {self.busy_until_us} us")
-        if not self._by_id:
-            return StepOutput([], 0, 0, 0, 0)
-        batch, budget, preemptions = self._schedule_running()
-        if preemptions == 0:
-            self._admit_waiting(batch, budget)
-        if not batch:
-            raise RuntimeError("there are requests, and none could be scheduled")
-        output = self._advance(batch, preemptions)
-        self.busy_until_us = now_us + output.duration_us
-        return output
+        if not self.has_work:
+            return Step()
+        step, self._pending = self._pending, None
+        while step is None:
+            preemptions = self.totals.preemptions
+            step = self._schedule(now_us, listing=listing)
+            if step is None and self.totals.preemptions == preemptions:
+                raise RuntimeError("there are requests, and none could be scheduled")
+        if self.config.async_scheduling:
+            self._pending = self._schedule(now_us, listing=listing)
+        self._complete(step, now_us)
+        return step
 
-    def _schedule_running(self) -> tuple[list[_Sequence], int, int]:
-        running, pool, block_size = self._running, self.pool, self.config.block_size
-        batch: list[_Sequence] = []
-        budget, preemptions, index = self.config.max_num_batched_tokens, 0, 0
-        while index < len(running) and budget > 0:
-            sequence = running[index]
-            index += 1
-            take = min(len(sequence.tokens) - sequence.computed, budget)
-            end = sequence.computed + take
-            missing = -(-end // block_size) - len(sequence.blocks)
-            while missing > 0 and index <= len(running) and not pool.can_allocate(missing):
-                self._preempt(running.pop())
-                preemptions += 1
-            if index > len(running):
-                break
-            if missing > 0:
-                sequence.blocks += pool.allocate(missing)
-            sequence.take = take
-            if end >= sequence.next_seal:
-                self._seal(sequence)
-            budget -= take
-            batch.append(sequence)
-        return batch, budget, preemptions
+    def _schedule(self, now_us: int, *, listing: bool) -> Step | None:
+        """The next batch; None when somebody gave way and nobody came of it, or when all that runs is under way."""
+        step = self._batcher.schedule(now_us, listing=listing)
+        step.preempted[:0] = self._gave_way
+        self._gave_way = step.preempted if step.is_empty else []
+        return None if step.is_empty else step
 
-    def _preempt(self, sequence: _Sequence) -> None:
-        self.pool.free(sequence.blocks)
-        sequence.blocks = []
-        sequence.computed = 0
-        sequence.next_seal = self.config.block_size
-        self.totals.preemptions += 1
-        heappush(self._waiting, sequence)
+    def _complete(self, step: Step, now_us: int) -> None:
+        step.begin_us = now_us
+        step.duration_us = self.step_time.duration_us(step.work)
+        self.busy_until_us = step.end_us
+        totals = self.totals
+        totals.busy_us += step.duration_us
+        totals.steps += 1
+        self._batcher.seal(step.filled, now_us)
+        firsts = [job for job in step.firsts if job.stage is not Stage.GONE]
+        for job in firsts:
+            if not job.started:
+                job.started = True
+                totals.prompt_tokens += job.request.prompt_tokens
+        step.output_tokens = step.decoding - step.dropped + sum(job.request.output_tokens > 0 for job in firsts)
+        totals.generation_tokens += step.output_tokens
+        step.finished = [job for job in step.last if job.stage is not Stage.GONE]
+        for job in step.finished:
+            self._drop(job, step.end_us)
 
-    def _admit_waiting(self, batch: list[_Sequence], budget: int) -> None:
-        while self._waiting and budget > 0 and len(self._running) < self.config.max_num_seqs:
-            sequence = self._waiting[0]
-            take = self._place(sequence, budget)
-            if take == 0:
-                return
-            heappop(self._waiting)
-            insort(self._running, sequence)
-            self._seal(sequence)
-            budget -= take
-            batch.append(sequence)
+    def _drop(self, job: Job, now_us: int) -> int:
+        """Forget a request; what the batch that is scheduled already computes of it is thrown away."""
+        del self._jobs[job.request.request_id]
+        batch = self._pending
+        if batch is not None and (job.stage is Stage.DECODE or job in batch.last):
+            batch.dropped += job not in batch.firsts and job not in batch.idle
+        return self._batcher.leave(job, now_us)
 
-    def _place(self, sequence: _Sequence, budget: int) -> int:
-        """Hold the blocks of a waiting sequence's first chunk; returns its tokens, 0 when there is no room."""
-        block_size = self.config.block_size
-        length = len(sequence.tokens)
-        prefix: list[int] = []
-        if sequence.request.read_prefix_cache:
-            # The last token is always computed, since its logits are what the next token is sampled from.
-            prefix = self.pool.cached_prefix(sequence.hashes, (length - 1) // block_size)
-        hit = len(prefix) * block_size
-        take = min(length - hit, budget)
-        missing = -(-(hit + take) // block_size) - len(prefix)
-        if not self.pool.can_allocate(missing, prefix):
-            return 0
-        sequence.blocks = self.pool.allocate(missing, prefix)
-        sequence.computed, sequence.take = hit, take
-        sequence.next_seal = hit + block_size
-        if sequence.cached_tokens is None:
-            sequence.cached_tokens = hit
-            if sequence.request.read_prefix_cache:
-                self.totals.prefix_query_tokens += length
-                self.totals.prefix_hit_tokens += hit
-        return take
+    def _alike(self) -> int:
+        """How many of the next steps are alike, as far as the requests go; 1 when not even the next is plain."""
+        batcher = self._batcher
+        decoders = batcher.decoders
+        if not (decoders.size and batcher.only_decodes) or (batcher.num_waiting and not batcher.closed):
+            return 1
+        if self.config.async_scheduling:
+            batch = self._pending
+            if batch is None or not batch.only_decodes or batch.decoding != decoders.size:
+                return 1
+        steps = decoders.steps_to_end()
+        if not batcher.num_waiting:
+            return steps
+        if self._pending is not None and self._pending.filled:
+            return 1
+        # What is sealed may let in the queue's head, which then finds more; and where only its first chunk has to fit,
+        # so may what is given up, for it then begins its chunk earlier.
+        steps = min(steps, decoders.steps_to_seal())
+        return steps if self.config.scheduler_reserve_full_isl else decoders.steps_within(self.pool.blank, steps)
 
-    def _seal(self, sequence: _Sequence) -> None:
-        """Make the blocks that this step fills findable: they are computed by the time a later one reads them."""
-        block_size = self.config.block_size
-        full = (sequence.computed + sequence.take) // block_size
-        if full > len(sequence.hashes):
-            self._extend_hashes(sequence)
-        for at in range(sequence.next_seal // block_size - 1, full):
-            self.pool.seal(sequence.blocks[at], sequence.hashes[at])
-        sequence.next_seal = (full + 1) * block_size
+    def _jump(self, now_us: int, until_us: int, gap_us: int, context: int, steps: int) -> Jump | None:
+        """Compute up to so many steps at once; None when only one begins in time or finds blocks."""
+        if now_us < self.busy_until_us:
+            raise ValueError(f"a step at {now_us} us overlaps the one that ends at {self.busy_until_us} us")
+        batcher = self._batcher
+        size = batcher.decoders.size
+        shortest_us = self.step_time.decode_duration_us(size, context) + gap_us
+        steps = min(steps, JUMP_STEPS_MAX, -((now_us - until_us) // shortest_us))
+        steps = batcher.decoders.steps_within(self.pool.free_blocks, steps)
+        if steps < 2:
+            return None
+        durations_us = self.step_time.decode_durations_us(size, context, steps)
+        begins_us = np.cumsum(durations_us + gap_us)
+        begins_us += now_us - durations_us - gap_us
+        if begins_us[-1] >= until_us:
+            steps = int(np.searchsorted(begins_us, until_us))
+            if steps < 2:
+                return None
+            begins_us, durations_us = begins_us[:steps], durations_us[:steps]
+        return self._decode(begins_us, durations_us, context)
 
-    def _extend_hashes(self, sequence: _Sequence) -> None:
-        parent = sequence.hashes[-1] if sequence.hashes else root_hash(sequence.request.cache_salt)
-        start = len(sequence.hashes) * self.config.block_size
-        sequence.hashes += chain_hashes(parent, sequence.tokens[start:], self.config.block_size)
+    def _decode(self, begins_us: IntArray, durations_us: IntArray, context: int) -> Jump:
+        batcher, totals = self._batcher, self.totals
+        size, steps = batcher.decoders.size, len(begins_us)
+        filled = [] if self._pending is None else self._pending.filled
+        last = batcher.decode(steps, lambda at: int(begins_us[at]), filled)
+        used_blocks = self.pool.used_blocks
+        self.busy_until_us = end_us = int(begins_us[-1] + durations_us[-1])
+        totals.busy_us += int(durations_us.sum())
+        totals.steps += steps
+        totals.computed_tokens += size * steps
+        totals.generation_tokens += size * steps
+        running, waiting = len(batcher.running), batcher.num_waiting
+        if self.config.async_scheduling:
+            self._pending = self._following(last, context + size * steps, size)
+            self._pending.filled = filled
+            last = []
+        for job in last:
+            self._drop(job, end_us)
+        return Jump(begins_us, durations_us, size, last, running, waiting, used_blocks)
 
-    def _advance(self, batch: list[_Sequence], preemptions: int) -> StepOutput:
-        emissions: list[Emission] = []
-        prefill_tokens = decode_sequences = kv_tokens = 0
-        for sequence in batch:
-            take = sequence.take
-            if take == 1 and sequence.emitted:
-                decode_sequences += 1
-            else:
-                prefill_tokens += take
-            sequence.computed += take
-            kv_tokens += sequence.computed
-            if sequence.computed == len(sequence.tokens):
-                emissions.append(self._emit(sequence))
-        duration_us = self.config.step_time.duration_us(prefill_tokens, decode_sequences, kv_tokens)
-        self.totals.busy_us += duration_us
-        return StepOutput(emissions, duration_us, prefill_tokens, decode_sequences, preemptions)
-
-    def _emit(self, sequence: _Sequence) -> Emission:
-        request = sequence.request
-        outputs = request.output_tokens
-        token: int | None = None
-        if sequence.emitted == 0:
-            self.totals.prompt_tokens += len(request.prompt_tokens)
-        if outputs:
-            token = outputs[sequence.emitted]
-            sequence.tokens.append(token)
-            sequence.emitted += 1
-            self.totals.generation_tokens += 1
-        finish: FinishReason | None = None
-        if sequence.emitted == len(outputs):
-            finish = request.finish_reason
-            self._finish(sequence)
-        return Emission(request.request_id, token, finish, sequence.cached_tokens or 0)
-
-    def _finish(self, sequence: _Sequence) -> None:
-        del self._by_id[sequence.request.request_id]
-        self._running.remove(sequence)
-        self.pool.free(sequence.blocks)
+    def _following(self, last: list[Job], context: int, size: int) -> Step:
+        """The batch that was scheduled when the last step of a jump began."""
+        batch = Step()
+        batch.decoding, batch.decode_context, batch.last = size, context, last
+        batch.running, batch.waiting = len(self._batcher.running), self._batcher.num_waiting
+        batch.used_blocks = self.pool.used_blocks
+        return batch

@@ -5,6 +5,7 @@ from typing import Final, NamedTuple
 
 from runtime.sim.ask import GenerationAsk
 from runtime.sim.errors import BadRequest
+from runtime.sim.hashing import chain_hashes, root_hash
 from runtime.sim.mailbox import Delivery
 from runtime.sim.output import NATURAL_TOKENS_MAX, Output, write_output
 from runtime.sim.request import FinishReason, SimRequest
@@ -22,9 +23,12 @@ class Progress(NamedTuple):
 
 
 class Generation:
-    """The sequences of one request: choice `c` of prompt `p` has index `p x n + c`."""
+    """The sequences of one request: choice `c` of prompt `p` has index `p x n + c`.
 
-    def __init__(self, ask: GenerationAsk, response_id: str, serial: int, max_model_len: int) -> None:
+    The engine gets lengths and hashes of whole blocks, also of the outputs, for these are written in advance.
+    """
+
+    def __init__(self, ask: GenerationAsk, response_id: str, serial: int, max_model_len: int, block_size: int) -> None:
         self.ask = ask
         self.response_id = response_id
         self.outputs: list[Output] = []
@@ -32,6 +36,9 @@ class Generation:
         limits = [_tokens_max(ask, len(prompt), max_model_len) for prompt in ask.prompts]
         _check_output(ask, limits)
         for prompt, tokens_max in zip(ask.prompts, limits, strict=True):
+            root = root_hash(ask.cache_salt)
+            hashes = chain_hashes(root, prompt, block_size)
+            parent, rest = hashes[-1] if hashes else root, prompt[len(hashes) * block_size :]
             for choice in range(ask.n):
                 output = write_output(
                     prompt, seed=ask.seed + choice, tokens_max=tokens_max, ignore_eos=ask.ignore_eos, stop=ask.stop
@@ -41,10 +48,10 @@ class Generation:
                     SimRequest(
                         # A client may repeat its request id; the serial keeps the engine's unique.
                         request_id=f"{response_id}/{len(self.requests)}#{serial}",
-                        prompt_tokens=prompt,
-                        output_tokens=output.tokens,
+                        prompt_tokens=len(prompt),
+                        output_tokens=len(output.tokens),
+                        block_hashes=hashes + chain_hashes(parent, rest + output.tokens, block_size),
                         finish_reason=output.finish_reason,
-                        cache_salt=ask.cache_salt,
                         priority=ask.priority,
                     )
                 )
@@ -57,7 +64,7 @@ class Generation:
         fresh: dict[int, tuple[int, FinishReason | None]] = {}
         for index, emission in deliveries:
             count, _ = fresh.get(index, (0, None))
-            fresh[index] = (count + 1, emission.finish_reason)
+            fresh[index] = (count + emission.tokens, emission.finish_reason)
             self._cached_tokens[index] = emission.cached_tokens
         progress: list[Progress] = []
         for index, (count, finish_reason) in fresh.items():
@@ -71,7 +78,7 @@ class Generation:
 
     def prompt_tokens(self, index: int) -> int:
         """The length of the prompt that a sequence belongs to."""
-        return len(self.requests[index].prompt_tokens)
+        return self.requests[index].prompt_tokens
 
     def usage(self) -> tuple[int, int, int]:
         """Prompt, completion and cached tokens of the whole request; a prompt counts once, however many its choices."""

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
+from pathlib import Path
 from time import time
 from typing import Final
 
@@ -10,12 +11,15 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from domain.ids import uuid7
 from runtime.sim.ask import EmbeddingAsk, GenerationAsk, parse_chat, parse_completion, parse_embedding
+from runtime.sim.config import EngineConfig
 from runtime.sim.driver import EngineDriver
-from runtime.sim.engine import Engine, EngineConfig
+from runtime.sim.engine import Engine
 from runtime.sim.errors import BadRequest, NotFound, SimError, Unavailable
 from runtime.sim.exchange import ClientLeft, Exchange, Receive, Scope, Send
 from runtime.sim.generation import Generation
+from runtime.sim.hashing import chain_hashes, root_hash
 from runtime.sim.mailbox import Mailbox
+from runtime.sim.metering import EngineMeter
 from runtime.sim.metrics import MetricsCollector
 from runtime.sim.reply import DONE, EventWriter, embedding_reply, models_reply, whole_reply
 from runtime.sim.request import SimRequest
@@ -29,11 +33,17 @@ Handler = Callable[[Exchange], Awaitable[None]]
 class SimServer:
     """Serves each model from an engine of its own; their clocks run `time_scale` times as fast as the wall's."""
 
-    def __init__(self, models: Sequence[str], config: EngineConfig, time_scale: float = 1.0) -> None:
+    def __init__(
+        self, models: Sequence[str], config: EngineConfig, time_scale: float = 1.0, telemetry: Path | None = None
+    ) -> None:
         if not models or not all(models) or len(set(models)) != len(models):
             raise ValueError("models must be distinct names, at least one")
         self._config = config
-        self._drivers = {model: EngineDriver(model, Engine(config), time_scale) for model in models}
+        self._drivers: dict[str, EngineDriver] = {}
+        for index, model in enumerate(models):
+            engine = Engine(config)
+            meter = None if telemetry is None else EngineMeter(telemetry, index, model, engine, time_scale)
+            self._drivers[model] = EngineDriver(model, engine, time_scale, meter)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(MetricsCollector([driver.metrics for driver in self._drivers.values()]))
         self._serials = count(1)
@@ -95,7 +105,9 @@ class SimServer:
     async def _generate(self, exchange: Exchange, ask: GenerationAsk, prefix: str) -> None:
         driver = self._driver(ask.model)
         response_id = f"{prefix}-{_request_id(exchange)}"
-        generation = Generation(ask, response_id, next(self._serials), self._config.max_model_len)
+        generation = Generation(
+            ask, response_id, next(self._serials), self._config.max_model_len, self._config.block_size
+        )
         answer = self._stream if ask.stream else self._whole
         mailbox = Mailbox(len(generation.requests), each=ask.stream)
         await self._attend(
@@ -105,7 +117,7 @@ class SimServer:
     async def _embedding(self, exchange: Exchange) -> None:
         ask = parse_embedding(await exchange.read_body())
         driver = self._driver(ask.model)
-        requests = self._embedding_requests(ask)
+        requests = self._embedding_requests(ask, _request_id(exchange))
         mailbox = Mailbox(len(requests), each=False)
 
         async def answer() -> None:
@@ -114,7 +126,7 @@ class SimServer:
 
         await self._attend(exchange, driver, requests, mailbox, answer)
 
-    def _embedding_requests(self, ask: EmbeddingAsk) -> list[SimRequest]:
+    def _embedding_requests(self, ask: EmbeddingAsk, request_id: str) -> list[SimRequest]:
         """Requests without output. They read no prefix cache: their usage could not say how much of it they hit."""
         limit = self._config.max_model_len
         if max(map(len, ask.prompts)) > limit:
@@ -123,7 +135,13 @@ class SimServer:
             )
         serial = next(self._serials)
         return [
-            SimRequest(f"embd/{index}#{serial}", prompt, (), read_prefix_cache=False)
+            SimRequest(
+                f"embd-{request_id}/{index}#{serial}",
+                len(prompt),
+                0,
+                chain_hashes(root_hash(""), prompt, self._config.block_size),
+                read_prefix_cache=False,
+            )
             for index, prompt in enumerate(ask.prompts)
         ]
 

@@ -18,5 +18,7 @@ the batch that computed other than one decoded token: the tokens of a prefill ch
 scheduled. Every other handle that has joined and not left decoded one token, over its context, which grew by one. A
 handle is a small integer that is used again only after its leave. A preempted request joins again, under a new handle.
 The facts are `engine` (vllm or sim, and its version), `model`, `block_size`, `num_blocks`, `accelerators`, and `knobs`:
-the value of each knob by its name.
+the value of each knob by its name; and `lost`: how many lines of this session could not be written so far (a full disk,
+a folder that was gone). After such a loss a new segment begins, whose `state` is true again, and the segment before may
+end within a line.
 """

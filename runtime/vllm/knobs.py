@@ -1,81 +1,61 @@
-"""The settings with which Bursar starts a vLLM server."""
+"""The settings with which Bursar starts a vLLM server: a set of the catalogue's knobs that can be used together."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from types import MappingProxyType
 
-CPU_BLOCK_MULTIPLE = 32
+from runtime.vllm.catalogue import KNOBS, KnobValue
+from runtime.vllm.couplings import EngineFacts, require
+
+# What suits a small model on two CPU cores that it shares. Not `bfloat16`: on a CPU with AMX vLLM 0.32 then dies of an
+# illegal instruction when the first prompt it serves is short.
+CPU_DEFAULTS: Mapping[str, KnobValue] = MappingProxyType(
+    {
+        "max_model_len": 4096,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 2048,
+        "block_size": 32,
+        "kv_cache_memory_bytes": 1 << 30,
+        "enforce_eager": True,
+        "scheduling_policy": "priority",
+        "enable_prefix_caching": True,
+        "dtype": "float32",
+        "seed": 0,
+    }
+)
+CPU = EngineFacts(device="cpu")
 
 
-@dataclass(frozen=True, slots=True)
 class VllmKnobs:
-    """What a vLLM server is told at start; the defaults suit a small model on two CPU cores that it shares.
+    """What a vLLM server is told at start: vLLM's own names for its knobs, over the defaults for a small CPU.
 
-    `omp_threads_bind` takes vLLM's own syntax: `nobind` leaves the threads to the operating system, which is right
-    where other processes need the same cores; `0-1` pins them, which is right on cores of its own. A prompt longer than
-    `max_num_batched_tokens` is prefilled in chunks. One server does one `task`: `generate` has no `/v1/embeddings`, and
-    `embed` has nothing else. `dtype` is not `bfloat16` by default, for on a CPU with AMX vLLM 0.32 then dies of an
-    illegal instruction when the first prompt it serves is short. Raises ValueError for what vLLM would refuse after a
-    long start.
+    `facts` say what the values are checked against. A prompt longer than `max_num_batched_tokens` is prefilled in
+    chunks. One server does one task: `generate` has no `/v1/embeddings`, and `runner="pooling", convert="embed"` has
+    nothing else. Never changes; raises KnobError, a ValueError, for what vLLM would refuse after a long start.
     """
 
-    max_model_len_tokens: int = 4096
-    max_num_seqs: int = 16
-    max_num_batched_tokens: int = 2048
-    block_size_tokens: int = 32
-    kv_cache_gib: int = 1
-    omp_threads: int = 1
-    omp_threads_bind: str = "nobind"
-    seed: int = 0
-    scheduling_policy: Literal["fcfs", "priority"] = "priority"
-    prefix_caching: bool = True
-    per_request_metrics: bool = False
-    task: Literal["generate", "embed"] = "generate"
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "float32"
+    __slots__ = ("facts", "values")
 
-    def __post_init__(self) -> None:
-        counts = {
-            "max_model_len_tokens": self.max_model_len_tokens,
-            "max_num_seqs": self.max_num_seqs,
-            "max_num_batched_tokens": self.max_num_batched_tokens,
-            "block_size_tokens": self.block_size_tokens,
-            "kv_cache_gib": self.kv_cache_gib,
-            "omp_threads": self.omp_threads,
-        }
-        for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if self.block_size_tokens % CPU_BLOCK_MULTIPLE:
-            raise ValueError(
-                f"block_size_tokens must be a multiple of {CPU_BLOCK_MULTIPLE} on CPU, not {self.block_size_tokens}"
-            )
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ValueError("max_num_batched_tokens must be at least max_num_seqs: a step gives each sequence a token")
+    def __init__(self, facts: EngineFacts = CPU, **values: KnobValue) -> None:
+        together = {**CPU_DEFAULTS, **values}
+        require(together, facts)
+        self.facts = facts
+        self.values: Mapping[str, KnobValue] = MappingProxyType(together)
+
+    def changed(self, **values: KnobValue) -> VllmKnobs:
+        """The same set with other values for some knobs; raises KnobError when they do not go together."""
+        return VllmKnobs(self.facts, **{**self.values, **values})
 
     def argv(self) -> list[str]:
         """Return the server's options that say these settings."""
-        options = [
-            "--enforce-eager",
-            *("--max-model-len", str(self.max_model_len_tokens)),
-            *("--max-num-seqs", str(self.max_num_seqs)),
-            *("--max-num-batched-tokens", str(self.max_num_batched_tokens)),
-            *("--block-size", str(self.block_size_tokens)),
-            *("--scheduling-policy", self.scheduling_policy),
-            *("--seed", str(self.seed)),
-            *("--dtype", self.dtype),
-            "--enable-prefix-caching" if self.prefix_caching else "--no-enable-prefix-caching",
-        ]
-        if self.per_request_metrics:
-            options.append("--enable-per-request-metrics")
-        if self.task == "embed":
-            options += ["--runner", "pooling", "--convert", "embed"]
-        return options
+        return [word for name, value in self.values.items() for word in KNOBS[name].argv(value)]
 
-    def environment(self) -> dict[str, str]:
-        """Return the environment variables that say the settings vLLM takes no option for."""
-        return {
-            "VLLM_CPU_KVCACHE_SPACE": str(self.kv_cache_gib),
-            "VLLM_CPU_OMP_THREADS_BIND": self.omp_threads_bind,
-            "OMP_NUM_THREADS": str(self.omp_threads),
-        }
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, VllmKnobs) and (self.values, self.facts) == (other.values, other.facts)
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.values)))
+
+    def __repr__(self) -> str:
+        return f"VllmKnobs({', '.join(f'{name}={value!r}' for name, value in self.values.items())})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,15 +21,20 @@ from runtime.vllm.knobs import VllmKnobs
 
 LOOPBACK = "127.0.0.1"
 MODULE = "vllm.entrypoints.openai.api_server"
+TELEMETRY = "BURSAR_TELEMETRY"
+METERED_SCHEDULER = "bursar_vllm.scheduler.MeteredScheduler"
+# Computes in the engine's own process. vLLM on CPU takes another process for it by default, and the two then poll each
+# other without rest: on two cores that leaves nothing for the front end, whose clients wait up to seconds.
+IN_PROCESS_EXECUTOR = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 HEALTH_POLL_S = 0.25
 HEALTH_TIMEOUT_S = 2.0
 GROUP_GRACE_S = 2.0
 GROUP_POLL_S = 0.02
 LOG_TAIL_LINES = 40
 LOG_TAIL_BYTES = 64 * 1024
-# Offline, silent about its users, and blind to any accelerator whose driver may be missing or half installed.
+ERROR = re.compile(r"(?<!`)\b\w*(?:Error|Exception): .+")  # a warning quotes one that has not happened
+# Offline and silent about its users.
 FIXED_ENVIRONMENT = {
-    "CUDA_VISIBLE_DEVICES": "",
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",
@@ -36,6 +42,8 @@ FIXED_ENVIRONMENT = {
     "VLLM_DO_NOT_TRACK": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
+# On a CPU it must be blind to any accelerator, whose driver may be missing or half installed.
+CPU_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": ""}
 # Another environment's Python settings would break vLLM's, and Bursar's secrets are none of its business.
 WITHHELD_PREFIXES = ("PYTHON", "VIRTUAL_ENV", "BURSAR_")
 
@@ -50,13 +58,23 @@ class VllmStartError(VllmServerError):
 
 @dataclass(frozen=True, slots=True)
 class VllmLaunch:
-    """Which vLLM to start: its interpreter, the model's folder, the name it is served under, and its settings."""
+    """Which vLLM to start: its interpreter, the model's folder, the name it is served under, and its settings.
+
+    With `telemetry` the engine is metered into that folder, which must be its own; `bursar-vllm` must be installed
+    beside vLLM. `omp_threads_bind` takes vLLM's own syntax: `nobind` leaves the threads to the operating system, which
+    is right where other processes need the same cores; `0-1` pins them, which is right on cores of its own.
+    `executor` is vLLM's own choice where it is empty.
+    """
 
     python: Path
     model: Path
     served_model_name: str
     log: Path
     knobs: VllmKnobs = field(default_factory=VllmKnobs)
+    telemetry: Path | None = None
+    omp_threads: int = 1
+    omp_threads_bind: str = "nobind"
+    executor: str = ""
 
     def argv(self, port: int) -> list[str]:
         """Return the command that serves the model on `port` of the loopback interface."""
@@ -70,6 +88,8 @@ class VllmLaunch:
             "--enable-prompt-tokens-details",
             "--disable-uvicorn-access-log",
             *self.knobs.argv(),
+            *(("--scheduler-cls", METERED_SCHEDULER) if self.telemetry else ()),
+            *(("--distributed-executor-backend", self.executor) if self.executor else ()),
         ]
 
     def environment(self, base: Mapping[str, str], scratch: Path) -> dict[str, str]:
@@ -77,19 +97,28 @@ class VllmLaunch:
 
         `scratch` takes vLLM's sockets and temporary files; its path must be short, for sockets have little room.
         """
-        kept = {name: value for name, value in base.items() if not name.startswith(WITHHELD_PREFIXES)}
-        return kept | FIXED_ENVIRONMENT | self.knobs.environment() | {"TMPDIR": str(scratch)}
+        told = {**FIXED_ENVIRONMENT, "TMPDIR": str(scratch)}
+        if self.knobs.facts.device == "cpu":
+            told |= CPU_ENVIRONMENT
+            told |= {"VLLM_CPU_OMP_THREADS_BIND": self.omp_threads_bind, "OMP_NUM_THREADS": str(self.omp_threads)}
+        if self.telemetry:
+            told[TELEMETRY] = str(self.telemetry.absolute())
+        return {name: value for name, value in base.items() if not name.startswith(WITHHELD_PREFIXES)} | told
 
 
 class VllmServer:
     """One vLLM server in a process group of its own; a context manager that starts it and always stops it."""
 
-    def __init__(self, launch: VllmLaunch, *, start_timeout_s: float = 180.0, stop_grace_s: float = 15.0) -> None:
+    def __init__(
+        self, launch: VllmLaunch, *, start_timeout_s: float = 180.0, stop_grace_s: float = 15.0, port: int = 0
+    ) -> None:
+        """Take the launch, and the loopback port to serve on; 0 chooses a free one at each start."""
         self.launch = launch
         self.start_timeout_s = start_timeout_s
         self.stop_grace_s = stop_grace_s
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch: TemporaryDirectory[str] | None = None
+        self._wanted_port = port
         self._port = 0
 
     def __enter__(self) -> Self:
@@ -104,7 +133,7 @@ class VllmServer:
     @property
     def base_url(self) -> str:
         """The address of the server, without the `/v1` of its API."""
-        return f"http://{LOOPBACK}:{self._port}"
+        return url_of(self._port)
 
     @property
     def pid(self) -> int | None:
@@ -115,7 +144,7 @@ class VllmServer:
         """Start the server and return once `/health` says 200, or raise VllmStartError with nothing left running."""
         if self._process is not None:
             raise RuntimeError("this server was started before")
-        self._port = free_port()
+        self._port = self._wanted_port or free_port()
         self.launch.log.parent.mkdir(parents=True, exist_ok=True)
         self._scratch = TemporaryDirectory(prefix="bursar-vllm-")
         try:
@@ -177,7 +206,7 @@ class VllmServer:
         raise VllmStartError(f"vLLM was not healthy after {self.start_timeout_s:g} s{self._log_tail()}")
 
     def _log_tail(self) -> str:
-        return f"\n--- the end of {self.launch.log} ---\n{tail(self.launch.log)}"
+        return f"{cause(self.launch.log)}\n--- the end of {self.launch.log} ---\n{tail(self.launch.log)}"
 
 
 def end_group(group: int) -> None:
@@ -192,6 +221,11 @@ def end_group(group: int) -> None:
             while time.monotonic() < deadline_s:
                 os.killpg(group, 0)
                 time.sleep(GROUP_POLL_S)
+
+
+def url_of(port: int) -> str:
+    """Return the address of a server on a loopback port, without the `/v1` of its API."""
+    return f"http://{LOOPBACK}:{port}"
 
 
 def free_port() -> int:
@@ -215,8 +249,17 @@ def is_healthy(port: int) -> bool:
 
 def tail(log: Path) -> str:
     """Return the last lines of a log file, reading no more of it than a fixed number of bytes."""
+    return "\n".join(_last_bytes(log).splitlines()[-LOG_TAIL_LINES:])
+
+
+def cause(log: Path) -> str:
+    """Return the first error that the end of a log tells of, after a colon; what follows it are its consequences."""
+    found = ERROR.search(_last_bytes(log))
+    return f": {found[0].strip()}" if found else ""
+
+
+def _last_bytes(log: Path) -> str:
     with log.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - LOG_TAIL_BYTES))
-        text = file.read().decode("utf-8", errors="replace")
-    return "\n".join(text.splitlines()[-LOG_TAIL_LINES:])
+        return file.read().decode("utf-8", errors="replace")

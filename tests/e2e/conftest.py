@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from runtime.vllm.control import VllmControl
 from runtime.vllm.knobs import VllmKnobs
 from runtime.vllm.launcher import VllmLaunch, VllmServer
 from tests.e2e.configuration import write_configuration
@@ -57,14 +59,14 @@ def away_from_midnight() -> None:
 @pytest.fixture(scope="session")
 def vllm_addresses() -> Iterator[VllmAddresses]:
     """Two vLLM servers of the tiny model, started at once because most of a start is spent on one core."""
-    servers = [vllm_server(VllmKnobs(max_num_seqs=SEATS)), vllm_server(VllmKnobs(task="embed"))]
+    generate = VllmServer(vllm_launch("generate", VllmKnobs(max_num_seqs=SEATS)))
+    servers = [generate, VllmServer(vllm_launch("embed", VllmKnobs(runner="pooling", convert="embed")))]
     with ExitStack() as stack:
         for server in servers:
             stack.callback(server.stop)
         with ThreadPoolExecutor(len(servers)) as starting:
             list(starting.map(VllmServer.start, servers))
-        generate, embed = (VllmAddress(server.base_url, MODEL_NAME) for server in servers)
-        yield VllmAddresses(generate, embed)
+        yield VllmAddresses(*(VllmAddress(server.base_url, MODEL_NAME) for server in servers))
 
 
 @pytest.fixture(scope="session")
@@ -88,10 +90,19 @@ def governed(vllm_addresses: VllmAddresses, tmp_path_factory: pytest.TempPathFac
         yield Governed(deployment, *urls, started=sampled(urls[0]))
 
 
-def vllm_server(knobs: VllmKnobs) -> VllmServer:
-    """A server of the tiny model with these settings, not started."""
+@pytest.fixture(scope="session")
+def vllm_control() -> Iterator[VllmControl]:
+    """A vLLM whose knobs may be changed, for tests that need settings of their own; stopped until first applied."""
+    control = VllmControl(vllm_launch("changed", VllmKnobs()))
+    yield control
+    control.stop()
+
+
+def vllm_launch(name: str, knobs: VllmKnobs) -> VllmLaunch:
+    """The tiny model with these settings, metered into `build/telemetry/NAME`."""
     for needed in (PYTHON, MODEL):
         if not needed.exists():
             pytest.fail(f"{needed} is missing: run `make e2e`, or `python tests/e2e/vllm_environment.py` first")
-    log = ROOT / "build" / f"vllm-{knobs.task}.log"
-    return VllmServer(VllmLaunch(python=PYTHON, model=MODEL, served_model_name=MODEL_NAME, log=log, knobs=knobs))
+    log, telemetry = ROOT / "build" / f"vllm-{name}.log", ROOT / "build" / "telemetry" / name
+    shutil.rmtree(telemetry, ignore_errors=True)
+    return VllmLaunch(PYTHON, MODEL, MODEL_NAME, log, knobs, telemetry)

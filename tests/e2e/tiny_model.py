@@ -20,6 +20,7 @@ SENTENCES = 4000
 # Deep and narrow: a step of the engine takes some milliseconds, as a real one does. Where it takes one, the server's
 # HTTP side falls seconds behind its engine on cores that others use too.
 LAYERS = 12
+HIDDEN = 64  # a multiple of the 32 dimensions of a head
 STAMP = "made-by.sha256"
 MARKERS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SYLLABLES = ("ba", "cor", "del", "en", "fi", "gra", "ho", "in", "ka", "lor", "mi", "nu", "or", "pe", "qua", "ri", "sto")
@@ -66,8 +67,8 @@ def make_tokenizer(folder: Path) -> int:
     return int(tokenizer.get_vocab_size())
 
 
-def make_weights(folder: Path, vocabulary_size: int) -> None:
-    """Save a narrow Qwen3 of seeded random weights in `folder`."""
+def make_weights(folder: Path, vocabulary_size: int, layers: int, hidden: int) -> None:
+    """Save a Qwen3 of seeded random weights in `folder`, of so many layers and hidden dimensions."""
     # These live only in .venv-vllm, and an up-to-date model is recognised without paying for their import.
     import torch  # type: ignore[import-not-found, unused-ignore]
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -75,10 +76,10 @@ def make_weights(folder: Path, vocabulary_size: int) -> None:
     torch.manual_seed(SEED)
     config = Qwen3Config(
         vocab_size=vocabulary_size,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32,
         num_key_value_heads=1,
         head_dim=32,  # the CPU attention kernel takes multiples of 32
         max_position_embeddings=CONTEXT_TOKENS,
@@ -91,16 +92,17 @@ def make_weights(folder: Path, vocabulary_size: int) -> None:
     Qwen3ForCausalLM(config).save_pretrained(folder)
 
 
-def make(folder: Path) -> bool:
+def make(folder: Path, layers: int = LAYERS, hidden: int = HIDDEN) -> bool:
     """Make the model in `folder` and return True, or return False when this very program made it before."""
-    digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    shape = f"{layers} {hidden}".encode() if (layers, hidden) != (LAYERS, HIDDEN) else b""
+    digest = hashlib.sha256(Path(__file__).read_bytes() + shape).hexdigest()
     stamp = folder / STAMP
     if stamp.is_file() and stamp.read_text() == digest:
         return False
     draft = folder.with_name(f"{folder.name}.{os.getpid()}")
     draft.mkdir(parents=True)
     try:
-        make_weights(draft, make_tokenizer(draft))
+        make_weights(draft, make_tokenizer(draft), layers, hidden)
         (draft / STAMP).write_text(digest)
         if folder.exists():
             shutil.rmtree(folder)
@@ -112,12 +114,12 @@ def make(folder: Path) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Make the model in the folder named by the only argument."""
-    if len(arguments) != 1:
-        sys.stderr.write("usage: tiny_model.py FOLDER\n")
+    """Make the model in the folder that is named, of so many layers and hidden dimensions where both are given."""
+    if len(arguments) not in (1, 3) or not all(each.isdecimal() for each in arguments[1:]):
+        sys.stderr.write("usage: tiny_model.py FOLDER [LAYERS HIDDEN]\n")
         return 2
     folder = Path(arguments[0])
-    made = make(folder)
+    made = make(folder, *map(int, arguments[1:]))
     sys.stderr.write(f"tiny model: {'made' if made else 'up to date'} in {folder}\n")
     return 0
 

@@ -1,4 +1,4 @@
-"""Makes what the end-to-end tests run vLLM with: the environment `.venv-vllm` and the model `build/tiny-qwen3`.
+"""Makes what the end-to-end tests run vLLM with: `.venv-vllm` with Bursar's plugin in it, and `build/tiny-qwen3`.
 
 `python tests/e2e/vllm_environment.py` brings both up to date; when they are, it takes a fraction of a second.
 """
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,6 +19,9 @@ LOCK = ROOT / "requirements-vllm.lock"
 ENVIRONMENT = ROOT / ".venv-vllm"
 PYTHON = ENVIRONMENT / "bin" / "python"
 STAMP = ENVIRONMENT / "installed.sha256"
+PLUGIN = ROOT / "runtime" / "vllm" / "plugin"
+PLUGIN_STAMP = ENVIRONMENT / "plugin.sha256"
+PLUGIN_WHEEL = ROOT / "build" / "plugin"
 MODEL = ROOT / "build" / "tiny-qwen3"
 TINY_MODEL = ROOT / "tests" / "e2e" / "tiny_model.py"
 INSTALL_TIMEOUT_S = 1800
@@ -41,9 +45,36 @@ def install() -> None:
         shutil.rmtree(ENVIRONMENT)
     make = [str(UV), "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(ENVIRONMENT)]
     sync = [str(UV), "pip", "sync", "--require-hashes", "--python", str(PYTHON), str(LOCK)]
+    PLUGIN_STAMP.unlink(missing_ok=True)  # the sync removes what the lock does not name
     subprocess.run(make, check=True, timeout=INSTALL_TIMEOUT_S)
     subprocess.run(sync, check=True, timeout=INSTALL_TIMEOUT_S)
     STAMP.write_text(wanted_stamp())
+
+
+def wanted_plugin_stamp() -> str:
+    """Return the digest of the plugin's sources, each with its name, and those that it shares with Bursar included."""
+    with (PLUGIN / "pyproject.toml").open("rb") as project:
+        wheel = tomllib.load(project)["tool"]["hatch"]["build"]["targets"]["wheel"]
+    parts = [PLUGIN, *((PLUGIN / part).resolve() for part in wheel["force-include"])]
+    files = sorted(file for part in parts for file in (part.rglob("*") if part.is_dir() else [part]))
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file() and "__pycache__" not in file.parts:
+            digest.update(f"{file.relative_to(ROOT)}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def install_plugin() -> None:
+    """Build Bursar's vLLM plugin with this environment's own hatchling, and install it without asking any index."""
+    PLUGIN_STAMP.unlink(missing_ok=True)
+    stamp = wanted_plugin_stamp()
+    shutil.rmtree(PLUGIN_WHEEL, ignore_errors=True)
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(PLUGIN_WHEEL)]
+    subprocess.run(build, check=True, cwd=PLUGIN, stdout=subprocess.DEVNULL, timeout=INSTALL_TIMEOUT_S)
+    [wheel] = PLUGIN_WHEEL.glob("*.whl")
+    add = [str(UV), "pip", "install", "--quiet", "--offline", "--no-deps", "--reinstall", "--python", str(PYTHON)]
+    subprocess.run([*add, str(wheel)], check=True, timeout=INSTALL_TIMEOUT_S)
+    PLUGIN_STAMP.write_text(stamp)
 
 
 def main() -> int:
@@ -55,6 +86,9 @@ def main() -> int:
         began_s = time.monotonic()
         install()
         say(f"vLLM environment: installed in {time.monotonic() - began_s:.0f} s")
+    if not (PLUGIN_STAMP.is_file() and PLUGIN_STAMP.read_text() == wanted_plugin_stamp()):
+        install_plugin()
+        say(f"vLLM environment: installed Bursar's plugin from {PLUGIN.relative_to(ROOT)}")
     subprocess.run([str(PYTHON), str(TINY_MODEL), str(MODEL)], check=True, timeout=MODEL_TIMEOUT_S)
     return 0
 

@@ -88,13 +88,14 @@ class GatewayProcess:
         return [row for row in self._rows if row["kind"] == kind]
 
     def ended(self, response: httpx.Response | str) -> dict[str, Any]:
-        """The one usage row of a request, once nothing is held any more; a text is the client's own request id."""
+        """The row that settled a request, once nothing is held any more; a text is the client's own request id."""
         name, value = "client_request_id", response
         if isinstance(response, httpx.Response):
             name, value = "request_id", response.headers["x-request-id"]
 
         def rows() -> list[dict[str, Any]]:
-            return [{**ABSENT, **row} for row in self.records("usage") if row.get(name) == value]
+            found = [row for row in self.records("usage") if row.get(name) == value]
+            return [{**ABSENT, **row} for row in found if row["status"] != "adjusted"]
 
         until(lambda: bool(rows()) and self.open_holds() == 0, f"a row with {name} {value} and no open hold")
         assert self.process.poll() is None

@@ -41,7 +41,7 @@ def test_every_table_is_replicated_on_its_shard_and_distributed(made, table):
     assert " replicated_deduplication_window = 1000" in local
     assert "non_replicated" not in local
     distributed = starting(made, f"CREATE TABLE IF NOT EXISTS {table} ON CLUSTER 'main' AS {table}_local")
-    keys = dict.fromkeys(("events", "decision_inputs", "control"), "writer")
+    keys = dict.fromkeys(("events", "decision_inputs", "control", "runtime_sample"), "writer")
     key = keys.get(table, "org")
     assert distributed.endswith(f"Distributed('main', currentDatabase(), {table}_local, cityHash64({key}))")
 

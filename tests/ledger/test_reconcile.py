@@ -238,6 +238,7 @@ def test_the_store_has_each_record_once(client: LedgerClient) -> None:
             "stored: rows of control": 1,
             "stored: rows of signal": 0,
             "stored: rows of tool_call": 0,
+            "stored: rows of runtime_sample": 0,
         }
 
 

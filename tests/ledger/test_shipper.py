@@ -58,20 +58,22 @@ def test_every_kind_finds_its_table(make_journal, usage_row, store, tmp_path):
     journal.append("control", {"action": "grant", "grant": {"budget": "b"}, "detail": "{}"})
     journal.append("signal", {"name": "overage", "value": 0.5})
     journal.append("tool_call", {"tool": "search", "reasons": "[]"})
+    journal.append("runtime_sample", {"runtime": "sim", "busy_us": 7, "idle_us": -1, "sources": "{}"})
     journal.append("experiment", {"stage": "replay"})
     shipper = Shipper(tmp_path / "journal", store)
     shipper.round()
-    assert shipper.shipped() == {"gateway-0": 8}
+    assert shipper.shipped() == {"gateway-0": 9}
     assert shipper.lag() == {"gateway-0": (0, 0.0)}
     counts = store.row_counts()
     assert {name: counts[name] for name in BY_KIND} == dict.fromkeys(BY_KIND, 1)
     kinds = store.select("SELECT kind FROM events ORDER BY seq")
-    names = ["snapshot", "usage", "hold", "decision_inputs", "control", "signal", "tool_call", "experiment"]
+    names = ["snapshot", "usage", "hold", "decision_inputs", "control", "signal", "tool_call", "runtime_sample"]
+    names.append("experiment")
     assert kinds == [(name,) for name in names]
     usage = store.select("SELECT writer, seq, input_tokens, stream, toString(charges) FROM usage")
     assert usage == [("gateway-0", 2, 100, True, "[('team-day','acme/search','2025-11-20 00:00:00','tokens',110)]")]
     hashes = store.select("SELECT length(sha256) FROM events WHERE match(sha256, '^[0-9a-f]{64}$')")
-    assert hashes == [(64,)] * 8
+    assert hashes == [(64,)] * 9
 
 
 def test_killed_between_any_two_tables_nothing_is_lost_or_doubled(make_journal, usage_row, tmp_path):

@@ -5,21 +5,23 @@ from typing import Any
 
 import pytest
 
+from runtime.sim.config import EngineConfig
 from runtime.sim.driver import EngineDriver
-from runtime.sim.engine import Engine, EngineConfig
+from runtime.sim.engine import Engine
 from runtime.sim.mailbox import Mailbox
-from runtime.sim.request import Emission, FinishReason, SimRequest, StepOutput
+from runtime.sim.request import Emission, FinishReason, SimRequest
+from runtime.sim.step import Step
 
 
 class BrokenEngine(Engine):
     """Fails on its first step."""
 
-    def step(self, now_us: int) -> StepOutput:
+    def step(self, now_us: int) -> Step:
         raise RuntimeError("broken")
 
 
 def request(request_id: str) -> SimRequest:
-    return SimRequest(request_id, [1, 2, 3], [4, 5, 6, 7])
+    return SimRequest(request_id, 3, 4)
 
 
 async def test_a_failed_engine_tells_who_waits_and_is_reported() -> None:
@@ -59,11 +61,12 @@ async def test_tokens_come_in_order_while_others_are_aborted() -> None:
     kept, dropped = Mailbox(1, each=True), Mailbox(1, each=True)
     driver.submit([request("kept")], kept)
     driver.submit([request("dropped")], dropped)
-    tokens: list[int | None] = []
+    emissions: list[Emission] = []
     driver.abort([request("dropped")])
-    while len(tokens) < 4:
-        tokens += [emission.token for _, emission in await kept.take()]
-    assert tokens == [4, 5, 6, 7]
+    while len(emissions) < 4:
+        emissions += [emission for _, emission in await kept.take()]
+    last = Emission("kept", 1, FinishReason.LENGTH, 0)
+    assert emissions == [*[last._replace(finish_reason=None)] * 3, last]
     assert driver.engine.pool.free_blocks == driver.engine.pool.num_blocks
     assert driver.metrics.successes["length"] == 1
     await driver.stop()

@@ -6,37 +6,54 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.sim.engine import Engine, EngineConfig
-from runtime.sim.request import Emission, FinishReason, SimRequest, StepOutput, Submission
-from runtime.sim.step_time import StepTime
+from runtime.sim.config import EngineConfig
+from runtime.sim.engine import Engine
+from runtime.sim.hashing import chain_hashes, root_hash
+from runtime.sim.request import Emission, FinishReason, SimRequest, Submission
+from runtime.sim.step import Step
+from runtime.step_time import StepTime, StepWork
 
 STEPS_MAX = 5_000
 
 
-def small_engine(**knobs: int) -> Engine:
-    defaults = {"block_size": 4, "num_blocks": 12, "max_model_len": 48, "max_num_seqs": 4, "max_num_batched_tokens": 16}
+def small_engine(**knobs: object) -> Engine:
+    defaults: dict[str, object] = {
+        "block_size": 4,
+        "num_blocks": 12,
+        "max_model_len": 48,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 16,
+    }
     return Engine(EngineConfig(**{**defaults, **knobs}))  # type: ignore[arg-type]
 
 
 def ask(request_id: str, prompt: int | list[int], output: int, **fields: object) -> SimRequest:
-    """A request with `prompt` tokens of its own (or those given) and `output` tokens that can be told apart."""
+    """A request with `prompt` tokens of its own (or those given) and `output` tokens that are told from all others."""
     own = int(request_id) * 1_000
     tokens = [own + at for at in range(prompt)] if isinstance(prompt, int) else prompt
-    return SimRequest(request_id, tokens, [own + 500 + at for at in range(output)], **fields)  # type: ignore[arg-type]
+    return hashed(request_id, tokens, [own + 500 + at for at in range(output)], **fields)
 
 
-def run(engine: Engine) -> tuple[dict[str, list[Emission]], list[StepOutput]]:
+def hashed(
+    request_id: str, prompt: list[int], output: list[int], salt: str = "", block_size: int = 4, **fields: object
+) -> SimRequest:
+    """A request for these tokens, hashed as the server hashes them."""
+    hashes = chain_hashes(root_hash(salt), prompt + output, block_size)
+    return SimRequest(request_id, len(prompt), len(output), hashes, **fields)  # type: ignore[arg-type]
+
+
+def run(engine: Engine) -> tuple[dict[str, list[Emission]], list[Step]]:
     """Step until nothing is left; emissions by request id, and all steps."""
     emissions: dict[str, list[Emission]] = defaultdict(list)
-    steps: list[StepOutput] = []
+    steps: list[Step] = []
     now_us = engine.busy_until_us
     while engine.has_work:
         step = engine.step(now_us)
         now_us += step.duration_us
         steps.append(step)
         assert len(steps) < STEPS_MAX
-        for emission in step.emissions:
-            emissions[emission.request_id].append(emission)
+        for emission in step.emissions():
+            emissions[str(emission.request_id)].append(emission)
     return emissions, steps
 
 
@@ -53,32 +70,44 @@ requests = st.lists(
 
 
 @settings(max_examples=150, deadline=None)
-@given(asked=requests, aborts=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 13)), max_size=5))
+@given(
+    asked=requests,
+    aborts=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 13)), max_size=5),
+    ahead=st.booleans(),
+    policy=st.sampled_from(["fcfs", "priority"]),
+    reason=st.sampled_from(FinishReason),
+)
 def test_tokens_produced_are_tokens_asked_and_all_blocks_come_back(
-    asked: list[tuple[int, int, int, int]], aborts: list[tuple[int, int]]
+    asked: list[tuple[int, int, int, int]],
+    aborts: list[tuple[int, int]],
+    ahead: bool,
+    policy: str,
+    reason: FinishReason,
 ) -> None:
-    engine = small_engine()
+    engine = small_engine(async_scheduling=ahead, scheduling_policy=policy)
     by_id = {
-        str(at): ask(str(at), [family * 100 + token for token in range(prompt)], output, priority=priority)
+        str(at): ask(
+            str(at), [family * 100 + token for token in range(prompt)], output, priority=priority, finish_reason=reason
+        )
         for at, (prompt, output, family, priority) in enumerate(asked)
     }
     for request in by_id.values():
         assert engine.submit(request) is Submission.ACCEPTED
-    produced: dict[str, list[int]] = defaultdict(list)
+    produced: dict[str, int] = defaultdict(int)
     ended: set[str] = set()
     aborted: set[str] = set()
     now_us = at_step = 0
     while engine.has_work:
         step = engine.step(now_us)
         now_us += step.duration_us
-        assert step.prefill_tokens + step.decode_sequences <= engine.config.max_num_batched_tokens
+        assert step.prefill_tokens + step.decoding <= engine.config.max_num_batched_tokens
         assert engine.num_running <= engine.config.max_num_seqs
-        for emission in step.emissions:
-            assert emission.request_id not in ended | aborted
-            if emission.token is not None:
-                produced[emission.request_id].append(emission.token)
+        for emission in step.emissions():
+            request_id = str(emission.request_id)
+            assert request_id not in ended | aborted
+            produced[request_id] += emission.tokens
             if emission.finish_reason is not None:
-                ended.add(emission.request_id)
+                ended.add(request_id)
         for when, index in aborts:
             if when == at_step and engine.abort(str(index)):
                 aborted.add(str(index))
@@ -86,8 +115,8 @@ def test_tokens_produced_are_tokens_asked_and_all_blocks_come_back(
         assert at_step < STEPS_MAX
     assert ended | aborted == set(by_id)
     for request_id in ended:
-        assert produced[request_id] == list(by_id[request_id].output_tokens)
-    assert engine.totals.generation_tokens == sum(map(len, produced.values()))
+        assert produced[request_id] == by_id[request_id].output_tokens
+    assert engine.totals.generation_tokens == sum(produced.values())
     assert engine.pool.free_blocks == engine.pool.num_blocks
     assert (engine.num_running, engine.num_waiting) == (0, 0)
 
@@ -106,15 +135,15 @@ def test_cached_tokens_are_those_that_a_search_of_all_earlier_tokens_finds(
     earlier: list[tuple[str, list[int]]] = []
     hit_tokens = 0
     for at, (prompt, outputs, salt) in enumerate(prompts):
-        request = SimRequest(str(at), prompt, [0, 1, 0, 0, 1, 1][:outputs], cache_salt=salt)
-        engine.submit(request)
+        output = [0, 1, 0, 0, 1, 1][:outputs]
+        engine.submit(hashed(str(at), prompt, output, salt, block_size=2))
         emissions, _ = run(engine)
         found = max((shared_blocks(prompt, tokens) for other, tokens in earlier if other == salt), default=0)
         expected = min(found, (len(prompt) - 1) // 2) * 2
         assert emissions[str(at)][0].cached_tokens == expected
         hit_tokens += expected
         # The last token is put out, but never computed, so it cannot be in the cache.
-        earlier.append((salt, (prompt + list(request.output_tokens))[: len(prompt) + max(0, outputs - 1)]))
+        earlier.append((salt, (prompt + output)[: len(prompt) + max(0, outputs - 1)]))
     assert engine.totals.prefix_hit_tokens == hit_tokens
     assert engine.totals.prefix_query_tokens == sum(len(prompt) for prompt, _, _ in prompts)
 
@@ -150,17 +179,17 @@ def test_requests_of_one_step_share_what_the_first_of_them_computes() -> None:
 def test_another_salt_shares_nothing() -> None:
     engine = small_engine()
     for request_id, salt in (("1", "a"), ("2", "b"), ("3", "a")):
-        engine.submit(ask(request_id, list(range(9)), 1, cache_salt=salt))
+        engine.submit(ask(request_id, list(range(9)), 1, salt=salt))
         emissions, _ = run(engine)
         assert emissions[request_id][0].cached_tokens == (8 if request_id == "3" else 0)
 
 
 def test_an_answer_given_back_as_prompt_is_cached_too() -> None:
     engine = small_engine()
-    first = ask("1", list(range(6)), 7)
-    engine.submit(first)
+    prompt, output = list(range(6)), list(range(100, 107))
+    engine.submit(hashed("1", prompt, output))
     run(engine)
-    engine.submit(ask("2", [*first.prompt_tokens, *first.output_tokens, 7, 7], 1))
+    engine.submit(hashed("2", [*prompt, *output, 7, 7], [9]))
     emissions, _ = run(engine)
     assert emissions["2"][0].cached_tokens == 12
 
@@ -172,7 +201,7 @@ def test_a_long_prompt_is_computed_in_chunks_while_others_go_on() -> None:
     engine.submit(ask("2", 20, 1))
     emissions, steps = run(engine)
     assert [step.prefill_tokens for step in steps[:3]] == [7, 7, 6]
-    assert all(step.decode_sequences == 1 for step in steps[:3])
+    assert all(step.decoding == 1 for step in steps[:3])
     assert len(emissions["2"]) == 1
 
 
@@ -182,8 +211,8 @@ def test_without_room_the_last_to_come_gives_way_and_loses_nothing() -> None:
     engine.submit(ask("2", 20, 20))
     emissions, steps = run(engine)
     assert sum(step.preemptions for step in steps) == engine.totals.preemptions > 0
-    assert [emission.token for emission in emissions["2"]] == list(ask("2", 20, 20).output_tokens)
-    order = [emission.request_id for step in steps for emission in step.emissions if emission.finish_reason]
+    assert [emission.tokens for emission in emissions["2"]] == [1] * 20
+    order = [emission.request_id for step in steps for emission in step.emissions() if emission.finish_reason]
     assert order == ["1", "2"]
     assert engine.totals.prompt_tokens == 32
     assert engine.totals.prefix_query_tokens == 32
@@ -203,7 +232,7 @@ def test_a_more_urgent_request_is_the_one_that_stays() -> None:
     engine.step(0)
     engine.submit(ask("2", 16, 28, priority=0))
     _, steps = run(engine)
-    order = [emission.request_id for step in steps for emission in step.emissions if emission.finish_reason]
+    order = [emission.request_id for step in steps for emission in step.emissions() if emission.finish_reason]
     assert engine.totals.preemptions > 0
     assert order == ["2", "1"]
 
@@ -213,7 +242,7 @@ def test_a_request_without_output_ends_when_its_prompt_is_computed() -> None:
     engine.submit(ask("1", 20, 0))
     emissions, steps = run(engine)
     assert len(steps) == 3
-    assert emissions["1"] == [Emission("1", None, FinishReason.LENGTH, 0)]
+    assert emissions["1"] == [Emission("1", 0, FinishReason.LENGTH, 0)]
     assert (engine.totals.prompt_tokens, engine.totals.generation_tokens) == (20, 0)
 
 
@@ -238,7 +267,7 @@ def test_refusals_are_named_and_leave_no_trace() -> None:
 
 
 def test_an_unknown_request_cannot_be_aborted() -> None:
-    assert small_engine().abort("nobody") is False
+    assert small_engine().abort("nobody") is None
 
 
 def test_steps_cannot_overlap() -> None:
@@ -247,20 +276,23 @@ def test_steps_cannot_overlap() -> None:
     duration_us = engine.step(1_000).duration_us
     with pytest.raises(ValueError, match="overlaps"):
         engine.step(1_000 + duration_us - 1)
-    assert engine.step(1_000 + duration_us).emissions
+    assert engine.step(1_000 + duration_us).emissions()
 
 
 def test_an_idle_step_takes_no_time() -> None:
-    assert small_engine().step(0) == StepOutput([], 0, 0, 0, 0)
+    step = small_engine().step(0)
+    assert step.is_empty
+    assert (step.duration_us, step.emissions()) == (0, [])
 
 
 def test_step_time_is_the_linear_model_rounded_up() -> None:
-    model = StepTime(base_us=100, prefill_token_ns=1_500, decode_sequence_ns=2_000, kv_token_ns=3)
-    assert model.duration_us(prefill_tokens=3, decode_sequences=2, kv_tokens=7) == 100 + 9
-    engine = Engine(EngineConfig(step_time=model))
+    model = StepTime(100, 500_000, 1_500, 7_000, 2_000, 3_000_000)
+    assert model.duration_us(StepWork(1, 3, 4, 2, 7)) == 100 + 500 + 5 + 4 + 21
+    engine = Engine(EngineConfig(), model)
     engine.submit(ask("1", 3, 2))
     _, steps = run(engine)
-    assert [step.duration_us for step in steps] == [model.duration_us(3, 0, 3), model.duration_us(0, 1, 4)]
+    expected = [StepWork(1, 3, 3 * 3 // 2, 0, 0), StepWork(0, 0, 0, 1, 3)]
+    assert [step.duration_us for step in steps] == [model.duration_us(work) for work in expected]
     assert engine.totals.busy_us == sum(step.duration_us for step in steps)
 
 
@@ -277,4 +309,4 @@ def test_a_step_must_take_time() -> None:
     with pytest.raises(ValueError, match="base_us"):
         StepTime(base_us=0)
     with pytest.raises(ValueError, match="negative"):
-        StepTime(kv_token_ns=-1)
+        StepTime(decode_context_ps=-1)

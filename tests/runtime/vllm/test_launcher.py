@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -14,24 +12,12 @@ from typing import Any
 
 import pytest
 
+from runtime.vllm.couplings import EngineFacts, KnobError
 from runtime.vllm.knobs import VllmKnobs
 from runtime.vllm.launcher import MODULE, VllmLaunch, VllmServer, VllmServerError, VllmStartError, is_healthy, tail
+from tests.runtime.vllm.fake_launch import launch_of
 
-FAKE = Path(__file__).with_name("fake_server.py")
-
-
-def launch_of(folder: Path, behaviour: str) -> VllmLaunch:
-    """A launch whose interpreter runs the fake in place of vLLM's module."""
-    package = folder / "site" / "vllm" / "entrypoints" / "openai"
-    package.mkdir(parents=True)
-    shutil.copy(FAKE, package / "api_server.py")
-    python = folder / "python"
-    python.write_text(f'#!/bin/sh\ncd "{folder / "site"}" && exec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
-    model = folder / "model"
-    model.mkdir()
-    (model / "behaviour").write_text(behaviour)
-    return VllmLaunch(python=python, model=model, served_model_name="tiny", log=folder / "logs" / "vllm.log")
+BARE = VllmLaunch(python=Path("py"), model=Path("m"), served_model_name="tiny", log=Path("l"))
 
 
 def facts(launch: VllmLaunch) -> dict[str, Any]:
@@ -50,8 +36,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_argv_says_the_model_the_port_and_what_bursar_relies_on() -> None:
-    launch = VllmLaunch(python=Path("py"), model=Path("m"), served_model_name="tiny", log=Path("l"))
-    argv = launch.argv(8123)
+    argv = BARE.argv(8123)
     assert argv[:3] == ["py", "-m", MODULE]
     pairs = dict(pairwise(argv))
     assert pairs["--host"] == "127.0.0.1"
@@ -61,11 +46,11 @@ def test_argv_says_the_model_the_port_and_what_bursar_relies_on() -> None:
     assert pairs["--block-size"] == "32"
     assert pairs["--scheduling-policy"] == "priority"
     assert pairs["--dtype"] == "float32"
+    assert pairs["--kv-cache-memory-bytes"] == str(1 << 30)
     assert {"--enforce-eager", "--enable-prompt-tokens-details", "--enable-prefix-caching"} <= set(argv)
 
 
 def test_the_environment_is_offline_silent_and_free_of_bursars_own_variables() -> None:
-    launch = VllmLaunch(python=Path("py"), model=Path("m"), served_model_name="tiny", log=Path("l"))
     base = {
         "PATH": "/bin",
         "PYTHONPATH": "/x",
@@ -73,46 +58,74 @@ def test_the_environment_is_offline_silent_and_free_of_bursars_own_variables() -
         "BURSAR_SIGNING_KEY": "secret",
         "HF_HUB_OFFLINE": "0",
     }
-    environment = launch.environment(base, Path("scratch"))
+    environment = BARE.environment(base, Path("scratch"))
     assert environment["PATH"] == "/bin"
     assert not {"PYTHONPATH", "VIRTUAL_ENV", "BURSAR_SIGNING_KEY"} & environment.keys()
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert environment["VLLM_NO_USAGE_STATS"] == "1"
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
-    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "1"
 
 
 def test_the_environment_says_how_many_threads_and_where() -> None:
-    knobs = VllmKnobs(omp_threads=2, omp_threads_bind="0-1")
-    assert knobs.environment()["OMP_NUM_THREADS"] == "2"
-    assert knobs.environment()["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
+    launch = replace(BARE, omp_threads=2, omp_threads_bind="0-1")
+    environment = launch.environment({}, Path("scratch"))
+    assert environment["OMP_NUM_THREADS"] == "2"
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
+
+
+def test_a_server_on_an_accelerator_sees_it_and_keeps_its_own_threads() -> None:
+    launch = replace(BARE, knobs=VllmKnobs(EngineFacts(device="cuda")))
+    environment = launch.environment({"CUDA_VISIBLE_DEVICES": "1"}, Path("scratch"))
+    assert environment["CUDA_VISIBLE_DEVICES"] == "1"
+    assert "OMP_NUM_THREADS" not in environment
+
+
+def test_a_metered_server_has_the_plugins_scheduler_and_its_folder_and_others_have_neither(tmp_path: Path) -> None:
+    launch = replace(BARE, telemetry=tmp_path)
+    assert dict(pairwise(launch.argv(1)))["--scheduler-cls"] == "bursar_vllm.scheduler.MeteredScheduler"
+    assert launch.environment({}, Path("scratch"))["BURSAR_TELEMETRY"] == str(tmp_path)
+    assert "--scheduler-cls" not in BARE.argv(1)
+    assert "BURSAR_TELEMETRY" not in BARE.environment({"BURSAR_TELEMETRY": "of another"}, Path("scratch"))
 
 
 def test_options_that_are_off_are_said_to_be_off() -> None:
-    assert "--no-enable-prefix-caching" in VllmKnobs(prefix_caching=False).argv()
+    assert "--no-enable-prefix-caching" in VllmKnobs(enable_prefix_caching=False).argv()
     assert "--enable-per-request-metrics" not in VllmKnobs().argv()
-    assert "--enable-per-request-metrics" in VllmKnobs(per_request_metrics=True).argv()
+    assert "--no-enable-per-request-metrics" in VllmKnobs(enable_per_request_metrics=False).argv()
+    assert "--enable-per-request-metrics" in VllmKnobs(enable_per_request_metrics=True).argv()
+
+
+def test_what_vllm_is_to_work_out_is_not_said() -> None:
+    assert "--max-num-seqs" not in VllmKnobs(max_num_seqs=None).argv()
 
 
 def test_a_server_generates_unless_told_to_embed() -> None:
     assert "--runner" not in VllmKnobs().argv()
-    assert dict(pairwise(VllmKnobs(task="embed").argv()))["--runner"] == "pooling"
+    assert dict(pairwise(VllmKnobs(runner="pooling", convert="embed").argv()))["--runner"] == "pooling"
+
+
+def test_knobs_are_changed_by_making_others_and_equal_when_they_say_the_same() -> None:
+    knobs = VllmKnobs(max_num_seqs=4)
+    changed = knobs.changed(max_num_seqs=8, block_size=64)
+    assert (knobs.values["max_num_seqs"], changed.values["block_size"]) == (4, 64)
+    assert changed == VllmKnobs(max_num_seqs=8, block_size=64) != knobs
+    assert len({changed, VllmKnobs(max_num_seqs=8, block_size=64)}) == 1
+    assert "block_size=64" in repr(changed)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("block_size_tokens", 16),
+        ("block_size", 16),
         ("max_num_seqs", 0),
-        ("max_model_len_tokens", -1),
+        ("max_model_len", -1),
         ("max_num_batched_tokens", 8),
-        ("kv_cache_gib", 0),
+        ("kv_cache_memory_bytes", 0),
     ],
 )
 def test_settings_that_vllm_would_refuse_are_refused_at_once(field: str, value: int) -> None:
-    changed: dict[str, Any] = {field: value}
-    with pytest.raises(ValueError, match=field):
-        replace(VllmKnobs(), **changed)
+    with pytest.raises(KnobError, match=field):
+        VllmKnobs(**{field: value})
 
 
 def test_a_server_is_up_when_start_returns_and_gone_after_stop(tmp_path: Path) -> None:

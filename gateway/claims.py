@@ -1,0 +1,262 @@
+"""Claims: from what a runtime says a request took to the correction row of that request, once, also after a restart.
+
+A request is settled with the accelerator time that its tokens are estimated to take. Its share, which attribution finds
+out later, is posted as the difference. Shares of what this worker did not settle are foreign: another worker's, or of
+traffic past Bursar.
+"""
+
+import asyncio
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import structlog
+
+from domain.amounts import Amounts
+from domain.charges import Charge
+from domain.prices import GpuRate
+from gateway import adjustments
+from gateway.adjustments import Adjustments
+from gateway.governance import Governance
+from gateway.token_checks import TokenChecks
+from ledger.client import LedgerClient, LedgerUnavailable, QueryFailed
+from ledger.journal import JournalError
+from ledger.tables import ADJUSTED
+from runtime.attribution.shares import Share
+from runtime.power import Source
+
+log = structlog.get_logger(__name__)
+REASON = ACTOR = "attribution"
+WAITING_MAX = 20_000
+PARTS_MAX = 100_000
+AT_ONCE = 8
+LOOKUPS_AT_ONCE = 500
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_ROWS_SQL = """
+SELECT event_id, request_id, org, team, app, user, key_id, run_id, parent_run_id, endpoint, model, served_model,
+       runtime, price_version, status, certainty, toString(gpu_us) AS gpu, toString(gpu_cost_nusd) AS cost, writer,
+       toString(input_tokens) AS input, toString(cached_input_tokens) AS cached, toString(output_tokens) AS output,
+       arrayMap(c -> (c.1, c.2, toUnixTimestamp(c.3), c.4, toString(c.5)), charges) AS charges
+FROM usage WHERE request_id IN ({ids}) AND {writer}
+"""
+
+
+class Claim(NamedTuple):
+    """A share, of which runtime it is, and where its energy comes from."""
+
+    runtime: str
+    share: Share
+    energy_source: Source
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the shares of one runtime."""
+
+    claimed_us: int = 0
+    foreign_us: int = 0
+    foreign: int = 0
+    posted: int = 0
+    dropped: int = 0
+
+
+def bursar_id(name: str) -> str:
+    """The request id that Bursar sent, found in what an engine makes of it; the whole name where there is none."""
+    found = _ID.search(name)
+    return name if found is None else found[0]
+
+
+class Claims:
+    """The shares that one worker takes for its requests; `tallies` has by runtime what became of them."""
+
+    def __init__(
+        self,
+        of: Governance,
+        adjusting: Adjustments,
+        find_ledger: Callable[[], LedgerClient | None],
+    ) -> None:
+        self._of = of
+        self._adjusting = adjusting
+        self._find_ledger = find_ledger
+        self._began_ms = of.now_us() // 1_000
+        self._waiting: OrderedDict[str, list[Claim]] = OrderedDict()
+        self._unknown: OrderedDict[str, list[Claim]] = OrderedDict()
+        self._parts: OrderedDict[str, int] = OrderedDict()
+        self._first = self._last = ""
+        self._written = 0
+        self._is_flushed = False
+        self._said = ""
+        self._checks = TokenChecks()
+        self.tallies: dict[str, Tally] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many requests have a share that waits for their settlement, or for the ledger."""
+        return len(self._waiting) + len(self._unknown)
+
+    def tally(self, runtime: str) -> Tally:
+        """What became of the shares of a runtime."""
+        return self.tallies.setdefault(runtime, Tally())
+
+    def take(self, claims: Iterable[Claim]) -> None:
+        """Take up shares; `post` sees to them."""
+        for claim in claims:
+            self._put(self._waiting, claim.share.request_id, claim)
+
+    async def post(self) -> None:
+        """Post what has been settled; what has not, waits, and what is of nobody here is counted."""
+        held = {str(hold.row["request_id"]) for hold in self._of.book.holds.values()} if self._waiting else set()
+        for place, request_id in enumerate(list(self._waiting)):
+            if place % AT_ONCE == AT_ONCE - 1:
+                await asyncio.sleep(0)
+            row = self._of.recent.get(request_id)
+            if row is None and request_id in held:
+                continue
+            claims = self._waiting.pop(request_id)
+            if row is not None:
+                if not self._post(row, claims):
+                    self._waiting[request_id] = claims
+                    return
+            elif self._may_be_older(request_id):
+                for claim in claims:
+                    self._put(self._unknown, request_id, claim)
+            else:
+                self._disown(claims)
+
+    async def look_up(self) -> None:
+        """Ask the ledger for the rows of requests that this process does not know: it may have been started since."""
+        asked = list(self._unknown)[:LOOKUPS_AT_ONCE]
+        if not asked:
+            return
+        try:
+            found = await asyncio.to_thread(self._rows_of, asked)
+        except (LedgerUnavailable, QueryFailed) as error:
+            if str(error) != self._said:
+                log.warning("shares of earlier requests wait for the ledger", requests=self.waiting, reason=str(error))
+            self._said = str(error)
+            return
+        for request_id in asked:
+            claims = self._unknown.pop(request_id)
+            row = found.get(request_id)
+            if row is None:
+                self._disown(claims)
+            elif not self._post(row, claims):
+                self._unknown[request_id] = claims
+                return
+
+    def has_claimed(self, request_id: str) -> bool:
+        """Whether a share of this request was posted by this process, or waits."""
+        return request_id in self._parts or request_id in self._waiting
+
+    def drifted(self, now_us: int) -> dict[tuple[str, str], int]:
+        """By how much the tokens of a runtime were off those charged, by runtime and quantity, for good by now."""
+        return self._checks.drifted(now_us)
+
+    def explain(self) -> None:
+        """Leave a `control` row for all rows written since the last one; a killed process leaves none for its last."""
+        if self._written and self._of.has_room():
+            self._adjusting.explain(self._first, self._last, self._written, reason=REASON, actor=ACTOR)
+            self._written, self._first = 0, ""
+
+    def _put(self, kept: OrderedDict[str, list[Claim]], request_id: str, claim: Claim) -> None:
+        kept.setdefault(request_id, []).append(claim)
+        if len(kept) > WAITING_MAX:
+            for lost in kept.popitem(last=False)[1]:
+                self.tally(lost.runtime).dropped += not lost.share.is_replayed
+
+    def _may_be_older(self, request_id: str) -> bool:
+        """Whether this worker may have settled it without having the row at hand now."""
+        if not _ID.fullmatch(request_id):
+            return False
+        return _made_ms(request_id) <= max(self._began_ms, _made_ms(self._of.recent.forgotten))
+
+    def _disown(self, claims: Iterable[Claim]) -> None:
+        for runtime, share, _ in claims:
+            if not share.is_replayed:
+                tally = self.tally(runtime)
+                tally.foreign += 1
+                tally.foreign_us += share.gpu_us
+
+    def _post(self, row: Mapping[str, Any], claims: list[Claim]) -> bool:
+        """Write the corrections of one request; False, and the rest stays in the list, while the journal is full."""
+        while claims:
+            claim = claims[0]
+            part = self._parts.get(claim.share.request_id, 0)
+            try:
+                is_new = self._write(row, claim, part)
+            except JournalError as error:
+                log.error("shares wait for the journal", requests=self.waiting + 1, reason=str(error))
+                return False
+            claims.pop(0)
+            self._parts[claim.share.request_id] = part + 1
+            if len(self._parts) > PARTS_MAX:
+                self._parts.popitem(last=False)
+            tally = self.tally(claim.runtime)
+            tally.posted += is_new
+            if not claim.share.is_replayed:
+                tally.claimed_us += claim.share.gpu_us
+            if is_new:
+                self._checks.take(claim.runtime, row, claim.share, self._of.now_us())
+        return True
+
+    def _write(self, row: Mapping[str, Any], claim: Claim, part: int) -> bool:
+        share, of = claim.share, self._of
+        event_id = f"{share.request_id}/attributed/{part}"
+        if event_id in row.get("corrected_by", ()):
+            return False
+        client = of.catalogue.runtimes.get(claim.runtime)
+        rate = GpuRate() if client is None else client.spec.rate
+        estimated_us, estimated_nusd = (
+            int(row.get(name, 0)) if part == 0 else 0 for name in ("gpu_us", "gpu_cost_nusd")
+        )
+        difference = Amounts(
+            gpu_us=share.gpu_us - estimated_us,
+            gpu_cost_nusd=rate.gpu_cost_nusd(share.gpu_us) - estimated_nusd,
+            kv_block_us=share.kv_block_us,
+            energy_uj=share.energy_uj,
+        )
+        more: dict[str, Any] = {"certainty": share.certainty, "queue_us": share.queue_us}
+        if share.energy_uj:
+            more["energy_source"] = claim.energy_source
+        if not self._adjusting.write(adjustments.of_request(row, difference, of.now_us(), event_id, more)):
+            return False
+        self._first, self._last, self._written = self._first or event_id, event_id, self._written + 1
+        return True
+
+    def _rows_of(self, request_ids: list[str]) -> dict[str, dict[str, Any]]:
+        """The settlement of each request as the ledger has it, with the corrections that it has had."""
+        client = self._find_ledger()
+        if client is None:
+            raise LedgerUnavailable("no ledger process runs on this home")
+        if not self._is_flushed:
+            client.flush()  # what the process before has written is then there
+            self._is_flushed = True
+        parameters = {f"r{place}": request_id for place, request_id in enumerate(request_ids)}
+        ids = ", ".join(f"{{{name}:String}}" for name in parameters)
+        sql = _ROWS_SQL.replace("{ids}", ids).replace("{writer}", "writer = {writer:String}")
+        rows = client.rows(sql, **parameters, writer=self._of.journal.writer)
+        corrected: dict[str, list[str]] = {}
+        for row in rows:
+            if row["status"] == ADJUSTED:
+                corrected.setdefault(row["request_id"], []).append(row["event_id"])
+        return {
+            row["request_id"]: _settlement(row, corrected.get(row["request_id"], []))
+            for row in rows
+            if row["status"] != ADJUSTED
+        }
+
+
+def _settlement(row: dict[str, Any], corrected_by: list[str]) -> dict[str, Any]:
+    """A row of the ledger as the journal has it, with the events that have corrected it."""
+    counts = {"gpu_us": "gpu", "gpu_cost_nusd": "cost", "input_tokens": "input"}
+    counts |= {"cached_input_tokens": "cached", "output_tokens": "output"}
+    charges = [Charge(str(c[0]), str(c[1]), int(c[2]), str(c[3]), int(c[4])) for c in row["charges"]]
+    whole = {name: int(row.pop(short)) for name, short in counts.items()}
+    return {**row, **whole, "charges": charges, "corrected_by": corrected_by}
+
+
+def _made_ms(request_id: str) -> int:
+    """When a UUIDv7 was made; 0 for no identifier."""
+    return int(request_id[:8] + request_id[9:13], 16) if request_id else 0

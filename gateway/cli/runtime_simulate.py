@@ -1,0 +1,197 @@
+"""`bursar runtime simulate`: what a deployment would make of a workload, in seconds instead of its own time."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+
+from gateway.cli.options import HOME, HomeOption, JsonOption
+from gateway.cli.output import complain, console, print_json, print_rows
+from gateway.cli.runtime_calibrate import CALIBRATIONS
+from gateway.cli.runtime_settings import (
+    BadSetting,
+    KnobOption,
+    SeedOption,
+    SloOption,
+    SpecOption,
+    TraceOption,
+    knobs_of,
+    promises_of,
+    workload_of,
+)
+from runtime.calibration.ranges import Excess, Ranges
+from runtime.calibration.simulated import deployment_of
+from runtime.calibration.stored import Calibration
+from runtime.eviction.arc import ArcEviction
+from runtime.eviction.port import EvictionPolicy
+from runtime.eviction.reuse import ReuseEviction
+from runtime.routing.least_load import LeastLoad
+from runtime.routing.port import RoutingPolicy
+from runtime.routing.prefix_affinity import PrefixAffinity
+from runtime.routing.round_robin import RoundRobin
+from runtime.sim.chart import SUFFIXES, chart
+from runtime.sim.deployment import Deployment, lru
+from runtime.sim.estimates import Estimate, Spread
+from runtime.sim.report import Report, Slo, over_seeds, report
+from runtime.sim.run import Run
+from runtime.sim.simulation import simulate as simulated
+
+EVICTIONS: Final[Mapping[str, Callable[[int], EvictionPolicy]]] = {
+    "lru": lru,
+    "arc": ArcEviction,
+    "reuse": ReuseEviction,
+}
+ROUTINGS: Final[Mapping[str, Callable[[], RoutingPolicy]]] = {
+    "round_robin": RoundRobin,
+    "least_load": LeastLoad,
+    "prefix_affinity": PrefixAffinity,
+}
+_SEEDS_MAX: Final = 64
+_SPREAD: Final = ("mean", "p50", "p90", "p95", "p99")
+_TIMES: Final = (
+    ("ttft_us", "first token"),
+    ("itl_us", "between tokens"),
+    ("tpot_us", "between tokens, a request"),
+    ("e2e_us", "whole answer"),
+    ("queue_us", "in the queue"),
+)
+_RATES: Final = (
+    ("requests_per_s", "requests / s"),
+    ("output_tokens_per_s", "output tokens / s"),
+    ("goodput_per_s", "good requests / s"),
+    ("good_share", "good share"),
+    ("hit_rate", "hit rate"),
+    ("gpu_us_per_token", "accelerator us / token"),
+)
+_NOT_CALIBRATED: Final = (
+    "no calibration was named, so step times are the worked-out ones of an 8-billion-parameter model: make one with "
+    "`bursar runtime calibrate`"
+)
+
+
+def simulate(
+    trace: TraceOption = "",
+    workload: SpecOption = "",
+    calibration: Annotated[str, typer.Option(metavar="NAME|FILE", help="One in the home, or a file.")] = "",
+    knobs: KnobOption = None,
+    replicas: Annotated[int, typer.Option(min=1, max=1024, help="Equal engines behind a router.")] = 1,
+    routing: Annotated[str, typer.Option(help=f"Of several replicas: {', '.join(ROUTINGS)}.")] = "",
+    eviction: Annotated[str, typer.Option(help=f"What the cache gives up: {', '.join(EVICTIONS)}.")] = "lru",
+    slo: SloOption = "",
+    seed: SeedOption = None,
+    seeds: Annotated[int, typer.Option(min=1, max=_SEEDS_MAX, help="Runs of a described workload, a seed each.")] = 1,
+    picture: Annotated[Path | None, typer.Option("--chart", help="Draw queue, batch and cache: .png or .svg.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse what goes beyond what the calibration saw.")] = False,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Simulate a workload on a deployment: latencies, goodput, cache hits and accelerator time, with intervals."""
+    _check(replicas, routing, eviction, picture, seeds, workload)
+    fitted = _calibration(calibration, home)
+    promised = _slo(slo)
+    deployment = deployment_of(
+        fitted,
+        knobs_of(knobs),
+        replicas=replicas,
+        routing=ROUTINGS[routing] if routing else None,
+        eviction=EVICTIONS[eviction],
+    )
+    runs: list[Run] = []
+    with Console(stderr=True).status("simulating") if not as_json else Console(quiet=True).status(""):
+        reports = []
+        for each in range(seeds):
+            run = simulated(workload_of(trace, workload, (seed or 0) + each if seeds > 1 else seed), deployment)
+            reports.append(report(run, promised, seed=seed or 0))
+            runs = runs or [run]
+    outside = _outside(fitted, runs[0], strict=strict)
+    if picture is not None:
+        chart(runs[0], picture)
+    found = reports[0] if seeds == 1 else over_seeds(reports)
+    if as_json:
+        print_json(_view(found, deployment, fitted, outside))
+        return
+    _print(found, fitted, outside, picture)
+
+
+def _check(replicas: int, routing: str, eviction: str, picture: Path | None, seeds: int, workload: str) -> None:
+    if eviction not in EVICTIONS:
+        raise BadSetting(f"--eviction takes {', '.join(EVICTIONS)}, not {eviction!r}")
+    if routing and routing not in ROUTINGS:
+        raise BadSetting(f"--routing takes {', '.join(ROUTINGS)}, not {routing!r}")
+    if replicas > 1 and not routing:
+        raise BadSetting(f"several replicas need a routing policy: add --routing with {', '.join(ROUTINGS)}")
+    if picture is not None and picture.suffix not in SUFFIXES:
+        raise BadSetting(f"--chart takes a {' or '.join(SUFFIXES)}, not {picture.name}")
+    if seeds > 1 and not workload:
+        raise BadSetting("--seeds draws a described workload anew: name one with --workload")
+
+
+def _calibration(name: str, home: Path) -> Calibration | None:
+    if not name:
+        return None
+    kept = home / CALIBRATIONS / f"{name}.json"
+    return Calibration.load(kept if kept.is_file() else Path(name))
+
+
+def _slo(text: str) -> Slo | None:
+    promised = promises_of(text)
+    if not promised:
+        return None
+    ttft_us, tpot_us, e2e_us = (
+        promised[name] * 1_000 if name in promised else None for name in ("ttft_ms", "itl_ms", "e2e_ms")
+    )
+    return Slo(ttft_us, tpot_us, e2e_us)
+
+
+def _outside(fitted: Calibration | None, run: Run, *, strict: bool) -> list[Excess]:
+    return [] if fitted is None else fitted.check_range(Ranges.of_run(run), strict=strict)
+
+
+def _view(found: Report, deployment: Deployment, fitted: Calibration | None, outside: list[Excess]) -> dict[str, Any]:
+    return {
+        **asdict(found),
+        "engine": asdict(deployment.engine),
+        "replicas": deployment.replicas,
+        "calibration": None if fitted is None else fitted.digest,
+        "outside": [{**each._asdict(), "percent": each.percent} for each in outside],
+    }
+
+
+def _print(found: Report, fitted: Calibration | None, outside: list[Excess], picture: Path | None) -> None:
+    out = partial(console().print, markup=False)
+    out(
+        f"{found.workload}: {found.finished:,} of {found.requests:,} requests in {found.duration_us / 1e6:,.1f} s, "
+        f"{found.refused:,} refused, {found.preemptions:,} preemptions; digest {found.digest[:16]}"
+    )
+    spreads = [(label, getattr(found.latencies, name)) for name, label in _TIMES]
+    times = [_time_row(label, spread) for label, spread in spreads if spread is not None]
+    print_rows("Latency in ms, with the interval of 95 %", times, ("time", *_SPREAD), as_json=False)
+    if found.rates is not None:
+        rates = [(label, getattr(found.rates, name)) for name, label in _RATES]
+        rows = [{"rate": label, "value": _shown(estimate)} for label, estimate in rates if estimate is not None]
+        print_rows("Rates, with the interval of 95 %", rows, ("rate", "value"), as_json=False)
+    if found.usage is not None:
+        usage = found.usage
+        out(
+            f"batch {usage.running_mean:.1f}, queue {usage.waiting_mean:.1f}, KV cache {usage.kv_usage_mean:.1%} on "
+            f"average and {usage.kv_usage_max:.1%} at most"
+        )
+    if picture is not None:
+        out(f"drawn in {picture}")
+    if fitted is None:
+        complain(_NOT_CALIBRATED)
+    for each in outside:
+        complain(f"beyond what the calibration saw: {each}")
+
+
+def _time_row(label: str, spread: Spread) -> dict[str, str]:
+    return {"time": label, **{name: _shown(getattr(spread, name), 1e3) for name in _SPREAD}}
+
+
+def _shown(estimate: Estimate, unit: float = 1.0) -> str:
+    value, low, high = (each / unit for each in (estimate.value, estimate.low, estimate.high))
+    return f"{value:,.4g} ({low:,.4g} to {high:,.4g})"

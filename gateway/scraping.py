@@ -1,0 +1,46 @@
+"""Scraping: what a vLLM, or the simulator, shows of itself at `/metrics`."""
+
+import re
+from http import HTTPStatus
+from typing import NamedTuple
+
+import aiohttp
+
+from runtime.vllm.sampling import MetricsError, VllmCounters, parse_metrics, samples_by_name, total
+
+TIMEOUT_S = 10.0
+BYTES_MAX = 16 << 20
+# A page has thousands of lines of histograms; reading all of them would keep the event loop for longer than a request.
+_WANTED = re.compile(
+    r"^vllm:(?:prompt_tokens_total|generation_tokens_total|request_success_total|prefix_cache_queries_total"
+    r"|prefix_cache_hits_total|num_requests_running|num_requests_waiting|kv_cache_usage_perc|num_preemptions_total)"
+    r"[{ ].*$",
+    re.MULTILINE,
+)
+
+
+class ScrapeFailed(Exception):
+    """The page could not be had, or is not that of a vLLM; the message says why."""
+
+
+class Scraped(NamedTuple):
+    """The counters of a runtime, and how often it has preempted a request."""
+
+    counters: VllmCounters
+    preemptions: int
+
+
+async def scrape(base_url: str) -> Scraped:
+    """What a runtime shows now; raises ScrapeFailed."""
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    try:
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(f"{base_url}/metrics") as answer:
+            page = await answer.content.read(BYTES_MAX)
+            while data := await answer.content.read(BYTES_MAX - len(page)):
+                page += data
+            if answer.status != HTTPStatus.OK:
+                raise ScrapeFailed(f"its /metrics answered {answer.status}")
+        text = "\n".join(_WANTED.findall(page.decode(errors="replace"))) + "\n"
+        return Scraped(parse_metrics(text), total(samples_by_name(text, None), "num_preemptions_total"))
+    except (aiohttp.ClientError, TimeoutError, MetricsError) as error:
+        raise ScrapeFailed(f"its /metrics cannot be read: {error or 'no answer in time'}") from error
