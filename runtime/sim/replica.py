@@ -12,8 +12,8 @@ from runtime.sim.deployment import Deployment
 from runtime.sim.engine import Engine
 from runtime.sim.front_end import FrontEnd
 from runtime.sim.invariants import TimeReversed, check_at_rest, check_block_sum, check_holdings
-from runtime.sim.job import Job, Stage
-from runtime.sim.recorder import FINISHED, REFUSED, Recorder
+from runtime.sim.job import Job
+from runtime.sim.recorder import FINISHED, PENDING, REFUSED, Recorder
 from runtime.sim.request import SimRequest, Submission
 from runtime.sim.step import Jump, Step
 from runtime.sim.witness import Witness
@@ -148,7 +148,7 @@ class Replica:
         previous_us = self._last_out_us
         for job in step.preempted:
             columns["preemptions"][int(job.request.request_id)] += 1
-            if self._has_spoken(job) and job not in self._preempted and job.stage is not Stage.GONE:
+            if self._has_spoken(job) and job not in self._preempted and not self._has_ended(job):
                 self._preempted[job] = self._held_back.pop(job, previous_us)
         out_us = end_us
         if tokens or step.finished:
@@ -164,6 +164,10 @@ class Replica:
     def _has_spoken(self, job: Job) -> bool:
         """Whether a token of a request came out of the steps that are recorded."""
         return self._columns["engine_first_us"][int(job.request.request_id)] >= 0
+
+    def _has_ended(self, job: Job) -> bool:
+        """Whether a request ended with a step that is recorded, as one may that gave way meanwhile."""
+        return self._columns["status"][int(job.request.request_id)] != PENDING
 
     def _record_firsts(self, step: Step, out_us: int) -> None:
         columns = self._columns
