@@ -9,9 +9,10 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from gateway.cli.options import HOME, HomeOption, JsonOption
+from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import complain, console, print_json, print_rows
 from gateway.cli.runtime_calibrate import CALIBRATIONS
+from gateway.cli.runtime_place import NoRuntime, place_of
 from gateway.cli.runtime_settings import (
     BadSetting,
     KnobOption,
@@ -23,6 +24,7 @@ from gateway.cli.runtime_settings import (
     promises_of,
     workload_of,
 )
+from runtime.calibration.engine import Telemetry
 from runtime.calibration.ranges import Excess, Ranges
 from runtime.calibration.simulated import deployment_of
 from runtime.calibration.stored import Calibration
@@ -77,6 +79,9 @@ def simulate(
     trace: TraceOption = "",
     workload: SpecOption = "",
     calibration: Annotated[str, typer.Option(metavar="NAME|FILE", help="One in the home, or a file.")] = "",
+    runtime: Annotated[
+        str, typer.Option(metavar="RUNTIME", help="Its own calibration, if it is still that engine.")
+    ] = "",
     knobs: KnobOption = None,
     replicas: Annotated[int, typer.Option(min=1, max=1024, help="Equal engines behind a router.")] = 1,
     routing: Annotated[str, typer.Option(help=f"Of several replicas: {', '.join(ROUTINGS)}.")] = "",
@@ -87,11 +92,14 @@ def simulate(
     picture: Annotated[Path | None, typer.Option("--chart", help="Draw queue, batch and cache: .png or .svg.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse what goes beyond what the calibration saw.")] = False,
     home: HomeOption = HOME,
+    config: ConfigOption = CONFIG,
     as_json: JsonOption = False,
 ) -> None:
     """Simulate a workload on a deployment: latencies, goodput, cache hits and accelerator time, with intervals."""
     _check(replicas, routing, eviction, picture, seeds, workload)
-    fitted = _calibration(calibration, home)
+    fitted = _calibration(calibration or runtime, home)
+    if runtime and fitted is not None:
+        _check_engine(fitted, runtime, home, config)
     promised = _slo(slo)
     deployment = deployment_of(
         fitted,
@@ -135,6 +143,18 @@ def _calibration(name: str, home: Path) -> Calibration | None:
         return None
     kept = home / CALIBRATIONS / f"{name}.json"
     return Calibration.load(kept if kept.is_file() else Path(name))
+
+
+def _check_engine(fitted: Calibration, runtime: str, home: Path, config: Path) -> None:
+    """Raise BadCalibration where the runtime's engine is another than the one that was calibrated."""
+    place = place_of(runtime, home, config)
+    if place.telemetry is None:
+        raise NoRuntime(f"runtime {runtime} has no telemetry folder, so what its engine is cannot be compared")
+    telemetry = Telemetry(place.telemetry)
+    try:
+        fitted.check_engine(telemetry.facts())
+    finally:
+        telemetry.close()
 
 
 def _slo(text: str) -> Slo | None:

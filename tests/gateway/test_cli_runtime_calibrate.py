@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,21 @@ def test_calibrating_the_simulator_finds_its_own_coefficients(served: Path, tmp_
     for each in (*found.errors["held_out"].values(), *found.errors["training"].values()):
         assert each["mean_absolute"] < 0.002
     assert found.rate.output_us_per_mtok > found.rate.input_us_per_mtok > 0
+    simulate_its_engine_and_no_other(found, served, tmp_path)
+
+
+def simulate_its_engine_and_no_other(found: Calibration, config: Path, home: Path) -> None:
+    """`--runtime` takes the runtime's own calibration, and refuses one of another engine under that name."""
+    trace = home / "trace.jsonl"
+    rows = [{"timestamp": at * 100, "input_length": 40, "output_length": 4, "hash_ids": [at]} for at in range(30)]
+    trace.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    arguments = ("runtime", "simulate", "--runtime", "served", "--trace", str(trace), "--json")
+    simulated = answer(*arguments, home=home, config=config)
+    assert (simulated["calibration"], simulated["finished"]) == (found.digest, 30)
+    other = replace(found, engine=replace(found.engine, model="another"))
+    other.save(home / "calibrations" / "served.json")
+    refused = ran(WRONG_USAGE, *arguments, home=home, config=config)
+    assert "of another engine: model 'another', not 'm'" in refused.stderr
 
 
 @pytest.mark.timeout(TIMEOUT_S)
