@@ -96,6 +96,7 @@ RULES: dict[str, Rule] = {
     "ledger.fsync_interval_ms": Rule(_raised, "losing power loses more of what was spent"),
     "ledger.listen_exposed": Rule(_on, "the ledger is reachable from other machines"),
     "ledger.checkpoint_targets": Rule(_lost, _EVIDENCE),
+    "ledger.prompt_blocks": Rule(_on, "it is recorded which prompts begin alike"),
     **{
         f"ledger.{field}": NEUTRAL
         for field in (
@@ -124,6 +125,7 @@ RULES: dict[str, Rule] = {
         )
     },
     "models.*.owner": NEUTRAL,
+    "models.*.routing": NEUTRAL,
     "models.*.runtimes": Rule(_gained, "the model is served by a runtime that did not serve it"),
     "models.*.upstream_model": Rule(_changed, "another model answers under the same name"),
     "models.*.endpoints": Rule(_gained, "the model is offered on another endpoint"),
