@@ -170,4 +170,4 @@ class EngineAccounts:
 
 def _power_of(runtime: Runtime) -> Power:
     devices = runtime.nvml_devices
-    return Power(runtime.power_w, (lambda: Nvml(devices)) if devices else None)
+    return Power(runtime.power_w, (lambda: Nvml.open(devices)) if devices else None)

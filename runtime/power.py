@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
-import pynvml  # type: ignore[import-untyped]  # it ships no type information
-
 MW_PER_MJ_PER_US = 1_000_000
 Source = Literal["measured", "estimated", ""]
 
@@ -30,7 +28,15 @@ class Meter(Protocol):
 class Nvml:
     """Some devices by their number in NVML; `library` is the module `pynvml` or what behaves like it."""
 
-    def __init__(self, devices: Sequence[int], library: Any = pynvml) -> None:
+    @classmethod
+    def open(cls, devices: Sequence[int]) -> "Nvml":
+        """The devices of this machine; PowerUnavailable."""
+        # Its import takes a twentieth of a second, for which gateways without accelerators need not wait.
+        import pynvml  # type: ignore[import-untyped]  # noqa: PLC0415
+
+        return cls(devices, pynvml)
+
+    def __init__(self, devices: Sequence[int], library: Any) -> None:
         self._library = library
         try:
             library.nvmlInit()

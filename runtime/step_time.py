@@ -1,13 +1,7 @@
 """How long one engine step takes: the model that calibration fits, the simulator runs and attribution weighs by."""
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
-
-IntArray: TypeAlias = NDArray[np.int64]
-_INT64_MAX: Final = (1 << 63) - 1
+from typing import NamedTuple
 
 
 class StepWork(NamedTuple):
@@ -71,19 +65,6 @@ class StepTime:
             + work.decode_requests * decode_ps
             + work.decode_context * decode_context_ps
         )
-        return self.base_us - (-variable_ps // 1_000_000)
-
-    def decode_durations_us(self, requests: int, context: int, steps: int) -> IntArray:
-        """The durations of `steps` steps in a row that only decode, the first over `context`; each as `duration_us`.
-
-        Raises OverflowError where 64 bits cannot hold the sums.
-        """
-        _, _, _, decode_ps, decode_context_ps = self.variable_ps()
-        first_ps = requests * decode_ps + context * decode_context_ps
-        each_ps = requests * decode_context_ps
-        if first_ps + each_ps * steps > _INT64_MAX:
-            raise OverflowError(f"{steps} steps of {requests} requests over {context} tokens cost more than 2^63 ps")
-        variable_ps = np.arange(first_ps, first_ps + each_ps * steps, each_ps) if each_ps else np.full(steps, first_ps)
         return self.base_us - (-variable_ps // 1_000_000)
 
     def decode_duration_us(self, requests: int, context: int) -> int:

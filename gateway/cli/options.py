@@ -11,3 +11,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 HOME = Path(".bursar")
 CONFIG = Path("bursar.yaml")
+
+
+class BadSetting(ValueError):
+    """What was written on the command line is no setting; the message says what is. Safe to show."""

@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from gateway.cli.options import JsonOption
+from gateway.cli.options import BadSetting, JsonOption
 from gateway.cli.output import console, print_json, print_rows
-from gateway.cli.runtime_settings import BadSetting, SeedOption, SpecOption, TraceOption, workload_of
+from gateway.cli.runtime_settings import SeedOption, SpecOption, TraceOption, workload_of
 from runtime.cache_replay.plot import hit_rate_plot
 from runtime.cache_replay.table import HitRates, hit_rate_table
 

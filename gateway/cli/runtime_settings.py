@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from gateway.cli.options import BadSetting
 from runtime.vllm.catalogue import KNOBS, KnobValue
 from runtime.vllm.couplings import KnobError
 from runtime.workload.description import load_workload
@@ -20,10 +21,6 @@ SeedOption = Annotated[int | None, typer.Option(min=0, help="Stands in for the d
 
 _PROMISES = ("ttft_ms", "itl_ms", "e2e_ms")
 _WORDS: Mapping[str, KnobValue] = {"true": True, "false": False, "none": None, "null": None}
-
-
-class BadSetting(ValueError):
-    """What was written on the command line is no setting; the message says what is. Safe to show."""
 
 
 def workload_of(trace: str, described: str, seed: int | None) -> Workload:

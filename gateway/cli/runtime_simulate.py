@@ -9,12 +9,11 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
+from gateway.cli.options import CONFIG, HOME, BadSetting, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import complain, console, print_json, print_rows
 from gateway.cli.runtime_calibrate import CALIBRATIONS
 from gateway.cli.runtime_place import NoRuntime, place_of
 from gateway.cli.runtime_settings import (
-    BadSetting,
     KnobOption,
     SeedOption,
     SloOption,

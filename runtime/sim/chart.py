@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from runtime.sim.durations import IntArray
 from runtime.sim.run import Run
-from runtime.step_time import IntArray
 
 SUFFIXES: Final = (".png", ".svg")
 _POINTS_MAX: Final = 2_000

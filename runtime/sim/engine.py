@@ -13,10 +13,11 @@ from runtime.eviction.port import EvictionPolicy
 from runtime.sim.batching import Batcher
 from runtime.sim.blocks import BlockPool
 from runtime.sim.config import EngineConfig
+from runtime.sim.durations import IntArray, decode_durations_us
 from runtime.sim.job import Job, Stage
 from runtime.sim.request import EngineTotals, RequestId, SimRequest, Submission
 from runtime.sim.step import Jump, Step
-from runtime.step_time import IntArray, StepTime
+from runtime.step_time import StepTime
 
 JUMP_STEPS_MAX: Final = 1 << 16
 
@@ -207,7 +208,7 @@ class Engine:
         steps = batcher.decoders.steps_within(self.pool.free_blocks, steps)
         if steps < 2:
             return None
-        durations_us = self.step_time.decode_durations_us(size, context, steps)
+        durations_us = decode_durations_us(self.step_time, size, context, steps)
         begins_us = np.cumsum(durations_us + gap_us)
         begins_us += now_us - durations_us - gap_us
         if begins_us[-1] >= until_us:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from runtime.step_time import IntArray
+from runtime.sim.durations import IntArray
 
 Floats: TypeAlias = NDArray[np.float64]
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from runtime.sim.deployment import Overhead
-from runtime.step_time import IntArray
+from runtime.sim.durations import IntArray
 
 
 class FrontEnd:

@@ -3,7 +3,7 @@
 from array import array
 from typing import Final
 
-from runtime.step_time import IntArray
+from runtime.sim.durations import IntArray
 
 REQUEST_COLUMNS: Final = (
     "arrival_us",

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from runtime.sim.durations import IntArray
 from runtime.sim.estimates import Estimate, Resamples, Spread, weighted_spread
 from runtime.sim.run import Mask, Run
-from runtime.step_time import IntArray
 
 RESAMPLES: Final = 200
 US_PER_S: Final = 1_000_000

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.sim.deployment import Deployment
+from runtime.sim.durations import IntArray
 from runtime.sim.invariants import TimeReversed
 from runtime.sim.recorder import FINISHED, REFUSED, Recorder
-from runtime.step_time import IntArray
 
 Mask: TypeAlias = NDArray[np.bool_]
 

@@ -2,9 +2,10 @@
 
 from typing import NamedTuple, TypeAlias
 
+from runtime.sim.durations import IntArray
 from runtime.sim.job import Job, Stage
 from runtime.sim.request import Emission
-from runtime.step_time import IntArray, StepWork, prefill_pairs
+from runtime.step_time import StepWork, prefill_pairs
 
 
 class Joined(NamedTuple):
