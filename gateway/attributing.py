@@ -36,13 +36,25 @@ ACCOUNT_S_MAX = 60.0
 
 @dataclass(slots=True)
 class Followed:
-    """One runtime: what is followed of it, its samples, and when the next one is due."""
+    """One runtime: what is followed of it, its samples, and when the next one is due.
+
+    `engines` is None without a folder of telemetry, and once following it has failed by a fault of ours.
+    """
 
     runtime: Runtime
+    folder: Path | None
     engines: EngineAccounts | None
     sampler: Sampler
     due_us: int
+    sampling: asyncio.Task[None] | None = None
     said: str = ""
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self.sampling is not None:
+            self.sampling.cancel()
+        if self.engines is not None:
+            self.engines.close()
 
 
 class Attributing:
@@ -72,8 +84,6 @@ class Attributing:
         self._known: LoadedConfig | None = None
         self._again_us = 0
         self._round: asyncio.Task[None] | None = None
-        self._sampling: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._sampling.set_result(None)
         self._said = ""
         self._unheard = Unheard()
         self._newest = ""
@@ -100,9 +110,7 @@ class Attributing:
         """Once around: take what runtimes have told, post it, and begin the samples that are due."""
         await self._follow(now_us)
         for followed in list(self._followed.values()):
-            if followed.engines is not None:
-                self.claims.take(await followed.engines.poll(now_us))
-                self._say(followed, followed.engines)
+            await self._read(followed, now_us)
         self._hear()
         await self.claims.post()
         # Of a clock that was put back: not for longer than the interval.
@@ -112,8 +120,26 @@ class Attributing:
         if due:
             self.claims.explain()
             self._announce(now_us)
-            if self._lease.is_ours() and self._sampling.done():
-                self._sampling = asyncio.gather(*map(self._sample, due))
+            is_ours = self._lease.is_ours()
+            for followed in due:
+                if followed.sampling is None or followed.sampling.done():
+                    followed.sampling = asyncio.create_task(self._sample(followed, is_ours=is_ours))
+
+    async def _read(self, followed: Followed, now_us: int) -> None:
+        """Take what one runtime has told; whatever is wrong with it does not concern the others."""
+        if followed.engines is None:
+            return
+        try:
+            self.claims.take(await followed.engines.poll(now_us))
+            self._say(followed, followed.engines)
+        except OSError as error:
+            if str(error) != followed.said:
+                log.error("telemetry cannot be read now", runtime=followed.runtime.id, reason=str(error))
+            followed.said = str(error)
+        except Exception:
+            log.exception("telemetry is followed no more; restart to follow it again", runtime=followed.runtime.id)
+            followed.engines.close()
+            followed.engines = None
 
     def _hear(self) -> None:
         """Claim nothing at all for requests that were charged by their bound and that no engine computed."""
@@ -129,11 +155,11 @@ class Attributing:
         for runtime, request_id in self._unheard.never_computed(engines):
             # Only of a runtime whose ids are those that Bursar sends is anything known by its silence.
             if self.claims.tally(runtime).claimed_us and not self.claims.has_claimed(request_id):
-                self.claims.take([Claim(runtime, nothing(request_id), "")])
+                self.claims.take([Claim(runtime, nothing(request_id), "", engines[runtime].runtime.rate)])
 
     async def sampled(self) -> None:
         """Wait until the samples that were begun are written."""
-        await self._sampling
+        await asyncio.gather(*(each.sampling for each in self._followed.values() if each.sampling is not None))
 
     async def _around(self) -> None:
         now_us = self._of.now_us()
@@ -146,18 +172,19 @@ class Attributing:
             self._said = str(error)
 
     async def _close(self) -> None:
-        """Let the round under way end, take what has come by now, and let go of everything."""
-        if self._round is not None:
-            await self._round
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._around(), CLOSE_S_MAX)
-        self._sampling.cancel()
-        with suppress(JournalError):
-            self.claims.explain()
-        for followed in self._followed.values():
-            if followed.engines is not None:
-                followed.engines.close()
-        self._lease.close()
+        """Let the round under way end, take what has come by now, and let go of everything; not for ever."""
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_S_MAX):
+                    if self._round is not None:
+                        await self._round
+                    await self._around()
+            with suppress(JournalError):
+                self.claims.explain()
+        finally:
+            for followed in self._followed.values():
+                followed.close()
+            self._lease.close()
 
     def shown(self) -> dict[str, dict[tuple[str, str], int]]:
         """What metrics show by runtime: accelerator time by account, what is missing by reason, drift by quantity."""
@@ -181,10 +208,10 @@ class Attributing:
         for name, followed in list(self._followed.items()):
             runtime = wanted.get(name)
             folder = None if runtime is None else telemetry_of(runtime, loaded, self._home)
-            if runtime is None or folder != (None if followed.engines is None else followed.engines.folder):
+            if runtime is None or folder != followed.folder:
+                await self._read(followed, now_us)
                 del self._followed[name]
-                if followed.engines is not None:
-                    followed.engines.close()
+                followed.close()
             elif runtime != followed.runtime:
                 followed.runtime = runtime
                 if followed.engines is not None:
@@ -210,21 +237,24 @@ class Attributing:
                 engines = EngineAccounts(runtime, folder, {}, otherwise_us=now_us)
         self._begun.add(runtime.id)
         sampler = Sampler(self._of, self._replica)
-        self._followed[runtime.id] = Followed(runtime, engines, sampler, now_us + _interval_us(runtime))
+        self._followed[runtime.id] = Followed(runtime, folder, engines, sampler, now_us + _interval_us(runtime))
 
-    async def _sample(self, followed: Followed) -> None:
+    async def _sample(self, followed: Followed, *, is_ours: bool) -> None:
         client = self._of.catalogue.runtimes.get(followed.runtime.id)
         if client is None:
             return
         tally = self.claims.tally(followed.runtime.id)
         try:
-            await followed.sampler.sample(client.spec, followed.engines, tally, followed.runtime.gpus)
+            gpus = followed.runtime.gpus
+            await followed.sampler.sample(client.spec, followed.engines, tally, gpus, is_ours=is_ours)
         except JournalError as error:
             log.error("a sample could not be written", runtime=followed.runtime.id, reason=str(error))
+        except Exception:
+            log.exception("a sample failed", runtime=followed.runtime.id)
 
     def _say(self, followed: Followed, engines: EngineAccounts) -> None:
         """Log once what keeps accelerator time or energy from being known, and that it is no more so."""
-        why = f"there is no folder {engines.folder}" if engines.is_missing else engines.power.failure
+        why = engines.trouble
         if why != followed.said:
             followed.said = why
             log.warning("telemetry", runtime=followed.runtime.id, reason=why or "it is there")

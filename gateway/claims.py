@@ -1,8 +1,8 @@
 """Claims: from what a runtime says a request took to the correction row of that request, once, also after a restart.
 
 A request is settled with the accelerator time that its tokens are estimated to take. Its share, which attribution finds
-out later, is posted as the difference. Shares of what this worker did not settle are foreign: another worker's, or of
-traffic past Bursar.
+out later, is posted as the difference; one that is known in part is the least, and refunds nothing. Shares of what this
+worker did not settle are foreign: another worker's, or of traffic past Bursar.
 """
 
 import asyncio
@@ -33,6 +33,9 @@ WAITING_MAX = 20_000
 PARTS_MAX = 100_000
 AT_ONCE = 8
 LOOKUPS_AT_ONCE = 500
+# The ledger takes what is in the journal as often as this by itself, so asking for it costs nothing more.
+FLUSH_US = 5_000_000
+AMOUNT_MAX = 1 << 53
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _ROWS_SQL = """
 SELECT event_id, request_id, org, team, app, user, key_id, run_id, parent_run_id, endpoint, model, served_model,
@@ -44,11 +47,46 @@ FROM usage WHERE request_id IN ({ids}) AND {writer}
 
 
 class Claim(NamedTuple):
-    """A share, of which runtime it is, and where its energy comes from."""
+    """A share, of which runtime it is, where its energy comes from, and what the runtime's time cost by then."""
 
     runtime: str
     share: Share
     energy_source: Source
+    rate: GpuRate
+
+    @property
+    def is_countable(self) -> bool:
+        """Whether its amounts can be those of a request at all: no more than the journal and the ledger can hold."""
+        share = self.share
+        times = (share.gpu_us, share.kv_block_us, share.energy_uj, share.queue_us)
+        return max(*times, self.rate.gpu_cost_nusd(share.gpu_us)) <= AMOUNT_MAX
+
+
+class _Posted(NamedTuple):
+    """What is known of a request by its shares so far, and whether something of one is missing."""
+
+    parts: int = 0
+    gpu_us: int = 0
+    gpu_cost_nusd: int = 0
+    is_least: bool = False
+
+    def after(self, claim: Claim) -> "_Posted":
+        """With one more share."""
+        share = claim.share
+        return _Posted(
+            self.parts + 1,
+            self.gpu_us + share.gpu_us,
+            self.gpu_cost_nusd + claim.rate.gpu_cost_nusd(share.gpu_us),
+            self.is_least or share.certainty == "at_least",
+        )
+
+    def charged(self, row: Mapping[str, Any]) -> Amounts:
+        """What the request is charged by then: its estimate at first, and at least that where something is missing."""
+        estimated = Amounts(gpu_us=int(row.get("gpu_us", 0)), gpu_cost_nusd=int(row.get("gpu_cost_nusd", 0)))
+        if not self.parts:
+            return estimated
+        known = Amounts(gpu_us=self.gpu_us, gpu_cost_nusd=self.gpu_cost_nusd)
+        return Amounts(*map(max, known, estimated)) if self.is_least else known
 
 
 @dataclass(slots=True)
@@ -83,10 +121,11 @@ class Claims:
         self._began_ms = of.now_us() // 1_000
         self._waiting: OrderedDict[str, list[Claim]] = OrderedDict()
         self._unknown: OrderedDict[str, list[Claim]] = OrderedDict()
-        self._parts: OrderedDict[str, int] = OrderedDict()
+        self._flushed: list[str] = []
+        self._flushed_us: int | None = None
+        self._parts: OrderedDict[str, _Posted] = OrderedDict()
         self._first = self._last = ""
         self._written = 0
-        self._is_flushed = False
         self._said = ""
         self._checks = TokenChecks()
         self.tallies: dict[str, Tally] = {}
@@ -103,7 +142,13 @@ class Claims:
     def take(self, claims: Iterable[Claim]) -> None:
         """Take up shares; `post` sees to them."""
         for claim in claims:
-            self._put(self._waiting, claim.share.request_id, claim)
+            if claim.is_countable:
+                self._put(self._waiting, claim.share.request_id, claim)
+            else:
+                tally = self.tally(claim.runtime)
+                if not tally.dropped:
+                    log.error("a share is more than any request can take", runtime=claim.runtime)
+                tally.dropped += 1
 
     async def post(self) -> None:
         """Post what has been settled; what has not, waits, and what is of nobody here is counted."""
@@ -126,12 +171,12 @@ class Claims:
                 self._disown(claims)
 
     async def look_up(self) -> None:
-        """Ask the ledger for the rows of requests that this process does not know: it may have been started since."""
-        asked = list(self._unknown)[:LOOKUPS_AT_ONCE]
-        if not asked:
-            return
+        """Ask the ledger for the rows of requests that are not at hand: what it has not, once flushed, is not ours."""
         try:
-            found = await asyncio.to_thread(self._rows_of, asked)
+            if not self._flushed:
+                await self._flush()
+            asked = [each for each in self._flushed[:LOOKUPS_AT_ONCE] if each in self._unknown]
+            found = await asyncio.to_thread(self._rows_of, asked) if asked else {}
         except (LedgerUnavailable, QueryFailed) as error:
             if str(error) != self._said:
                 log.warning("shares of earlier requests wait for the ledger", requests=self.waiting, reason=str(error))
@@ -145,6 +190,7 @@ class Claims:
             elif not self._post(row, claims):
                 self._unknown[request_id] = claims
                 return
+        del self._flushed[:LOOKUPS_AT_ONCE]
 
     def has_claimed(self, request_id: str) -> bool:
         """Whether a share of this request was posted by this process, or waits."""
@@ -173,24 +219,29 @@ class Claims:
         return _made_ms(request_id) <= max(self._began_ms, _made_ms(self._of.recent.forgotten))
 
     def _disown(self, claims: Iterable[Claim]) -> None:
-        for runtime, share, _ in claims:
-            if not share.is_replayed:
-                tally = self.tally(runtime)
+        for claim in claims:
+            if not claim.share.is_replayed:
+                tally = self.tally(claim.runtime)
                 tally.foreign += 1
-                tally.foreign_us += share.gpu_us
+                tally.foreign_us += claim.share.gpu_us
 
     def _post(self, row: Mapping[str, Any], claims: list[Claim]) -> bool:
         """Write the corrections of one request; False, and the rest stays in the list, while the journal is full."""
         while claims:
             claim = claims[0]
-            part = self._parts.get(claim.share.request_id, 0)
+            if claim.runtime != row.get("runtime", ""):
+                # Who writes into the folder of one runtime has no say in what another served.
+                self._disown([claims.pop(0)])
+                continue
+            before = self._parts.get(claim.share.request_id, _Posted())
+            after = before.after(claim)
             try:
-                is_new = self._write(row, claim, part)
+                is_new = self._write(row, claim, before, after)
             except JournalError as error:
                 log.error("shares wait for the journal", requests=self.waiting + 1, reason=str(error))
                 return False
             claims.pop(0)
-            self._parts[claim.share.request_id] = part + 1
+            self._parts[claim.share.request_id] = after
             if len(self._parts) > PARTS_MAX:
                 self._parts.popitem(last=False)
             tally = self.tally(claim.runtime)
@@ -201,19 +252,15 @@ class Claims:
                 self._checks.take(claim.runtime, row, claim.share, self._of.now_us())
         return True
 
-    def _write(self, row: Mapping[str, Any], claim: Claim, part: int) -> bool:
+    def _write(self, row: Mapping[str, Any], claim: Claim, before: _Posted, after: _Posted) -> bool:
         share, of = claim.share, self._of
-        event_id = f"{share.request_id}/attributed/{part}"
+        event_id = f"{share.request_id}/attributed/{before.parts}"
         if event_id in row.get("corrected_by", ()):
             return False
-        client = of.catalogue.runtimes.get(claim.runtime)
-        rate = GpuRate() if client is None else client.spec.rate
-        estimated_us, estimated_nusd = (
-            int(row.get(name, 0)) if part == 0 else 0 for name in ("gpu_us", "gpu_cost_nusd")
-        )
+        was, now = before.charged(row), after.charged(row)
         difference = Amounts(
-            gpu_us=share.gpu_us - estimated_us,
-            gpu_cost_nusd=rate.gpu_cost_nusd(share.gpu_us) - estimated_nusd,
+            gpu_us=now.gpu_us - was.gpu_us,
+            gpu_cost_nusd=now.gpu_cost_nusd - was.gpu_cost_nusd,
             kv_block_us=share.kv_block_us,
             energy_uj=share.energy_uj,
         )
@@ -225,18 +272,27 @@ class Claims:
         self._first, self._last, self._written = self._first or event_id, event_id, self._written + 1
         return True
 
-    def _rows_of(self, request_ids: list[str]) -> dict[str, dict[str, Any]]:
-        """The settlement of each request as the ledger has it, with the corrections that it has had."""
+    async def _flush(self) -> None:
+        """Have all in the ledger that was settled by now, once in a while; what waits for it now can then be asked."""
+        now_us = self._of.now_us()
+        if not self._unknown or (self._flushed_us is not None and 0 <= now_us - self._flushed_us < FLUSH_US):
+            return
+        waiting = list(self._unknown)
+        await asyncio.to_thread(lambda: self._ledger().flush())
+        self._flushed, self._flushed_us = waiting, now_us
+
+    def _ledger(self) -> LedgerClient:
         client = self._find_ledger()
         if client is None:
             raise LedgerUnavailable("no ledger process runs on this home")
-        if not self._is_flushed:
-            client.flush()  # what the process before has written is then there
-            self._is_flushed = True
+        return client
+
+    def _rows_of(self, request_ids: list[str]) -> dict[str, dict[str, Any]]:
+        """The settlement of each request as the ledger has it, with the corrections that it has had."""
         parameters = {f"r{place}": request_id for place, request_id in enumerate(request_ids)}
         ids = ", ".join(f"{{{name}:String}}" for name in parameters)
         sql = _ROWS_SQL.replace("{ids}", ids).replace("{writer}", "writer = {writer:String}")
-        rows = client.rows(sql, **parameters, writer=self._of.journal.writer)
+        rows = self._ledger().rows(sql, **parameters, writer=self._of.journal.writer)
         corrected: dict[str, list[str]] = {}
         for row in rows:
             if row["status"] == ADJUSTED:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from os.path import normpath
 
 from gateway.config import Config, Scope
 from gateway.objectives import SloScope
@@ -18,6 +19,7 @@ def inconsistencies(config: Config, now_s: float) -> list[Finding]:
         *_same_ids(config),
         *_listening(config),
         *_unknown_runtimes(config),
+        *_same_telemetry(config),
         *_prices_to_come(config, now_s),
         *_scopes_of_nothing(config),
         *_uncountable(config),
@@ -73,6 +75,17 @@ def _unknown_runtimes(config: Config) -> Iterator[Finding]:
         for place, name in enumerate(model.runtimes):
             if name not in known:
                 yield ("models", index, "runtimes", place), f"no runtime is called {name}{nearest(name, known)}"
+
+
+def _same_telemetry(config: Config) -> Iterator[Finding]:
+    """What an engine took would be in the accounts of two runtimes."""
+    first: dict[str, int] = {}
+    for index, runtime in enumerate(config.runtimes):
+        if runtime.telemetry is not None:
+            folder = normpath(runtime.telemetry)
+            if folder in first:
+                yield ("runtimes", index, "telemetry"), f"is that of runtimes[{first[folder]}]: name one runtime only"
+            first.setdefault(folder, index)
 
 
 def _prices_to_come(config: Config, now_s: float) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from gateway.claims import Claim, bursar_id
@@ -14,6 +15,9 @@ from runtime.telemetry.reader import Follower
 from runtime.telemetry.records import Lost, Parser, Record, Step
 
 READ_BYTES = 256 << 10
+# So much at most in one poll: whoever writes a folder may write faster than it is read.
+READS_MAX = 16
+RECORDS_MAX = 50_000
 # As long as this the event loop may be kept, and as long as that it is left to others before what follows.
 SLICE_S = 0.001
 PAUSE_S = 0.002
@@ -31,6 +35,22 @@ class Slices:
         if time.perf_counter() > self._until_s:
             await asyncio.sleep(PAUSE_S)
             self._until_s = time.perf_counter() + SLICE_S
+
+
+class Told:
+    """What was read in one poll, in order; its steps began at `begin_us` and took `busy_us` of all accelerators."""
+
+    def __init__(self, now_us: int) -> None:
+        self.records: list[tuple[str, Record]] = []
+        self.busy_us = 0
+        self.begin_us = now_us
+
+    def add(self, source: str, record: Record, accelerators: int) -> None:
+        """Go on with a record of an engine that has so many accelerators."""
+        self.records.append((source, record))
+        if isinstance(record, Step):
+            self.busy_us += max(0, record.end_us - record.begin_us) * accelerators
+            self.begin_us = min(self.begin_us, record.begin_us)
 
 
 class EngineAccounts:
@@ -59,12 +79,19 @@ class EngineAccounts:
         self._is_again = is_again
         self._follower = Follower(folder)
         self._parsers: dict[str, Parser] = {}
-        self._power_at_us = 0
 
     @property
     def is_missing(self) -> bool:
         """Whether there is no folder to follow now."""
         return self._follower.is_missing
+
+    @property
+    def trouble(self) -> str:
+        """What keeps accelerator time or energy from being known now; empty where nothing does."""
+        if self.is_missing:
+            return f"there is no folder {self.folder} that can be read"
+        off = [f"{source} is not metered: {account.off}" for source, account in self.accounts.items() if account.off]
+        return self._follower.failure or next(iter(off), self.power.failure)
 
     @property
     def losses(self) -> int:
@@ -91,27 +118,28 @@ class EngineAccounts:
         return sum(account.accelerators for account in self.accounts.values()) or self.runtime.gpus
 
     async def poll(self, now_us: int) -> list[Claim]:
-        """What was added since the last time, shared out; several times where there is a lot."""
-        claims: list[Claim] = []
-        while True:
-            pieces = await asyncio.to_thread(self._follower.read, READ_BYTES)
-            slices = Slices()
-            records: list[tuple[str, Record]] = []
-            for piece in pieces:
+        """What was added since the last time, shared out; where that is a lot, what is left the next time."""
+        slices, told = Slices(), Told(now_us)
+        for _ in range(READS_MAX):
+            for piece in await asyncio.to_thread(self._follower.read, READ_BYTES):
                 if not piece.source.startswith(ENGINE):
                     continue  # what the front end counts is for people, and for calibration
                 parser = self._parsers.setdefault(piece.source, Parser())
+                accelerators = self._account(piece.source).accelerators
                 if piece.lost is not None:
-                    records.append((piece.source, piece.lost))
+                    told.add(piece.source, piece.lost, accelerators)
                 for record in parser.records(piece.data):
-                    records.append((piece.source, record))
+                    told.add(piece.source, record, accelerators)
                     await slices.breathe()
-            await self._set_power(records, now_us)
-            for source, record in records:
-                claims += self._take(source, record)
-                await slices.breathe()
-            if not self._follower.has_more:
-                return claims
+            if not self._follower.has_more or len(told.records) >= RECORDS_MAX:
+                break
+        # Once for all that was read, because what the devices drew is known for all of it together.
+        await self._set_power(told, now_us)
+        claims: list[Claim] = []
+        for source, record in told.records:
+            claims += self._take(source, record)
+            await slices.breathe()
+        return claims
 
     def configure(self, runtime: Runtime) -> None:
         """Go on under other settings; what is in flight has paid by the weights of before until now."""
@@ -130,20 +158,11 @@ class EngineAccounts:
         """Let go of the files."""
         self._follower.close()
 
-    async def _set_power(self, records: list[tuple[str, Record]], now_us: int) -> None:
+    async def _set_power(self, told: Told, now_us: int) -> None:
         """Take what the devices drew since the last time for the price of the steps that were done since."""
-        busy_us = sum(
-            max(0, record.end_us - record.begin_us) * self._account(source).accelerators
-            for source, record in records
-            if isinstance(record, Step)
-        )
-        wall_us, self._power_at_us = now_us - (self._power_at_us or now_us), now_us
-        devices = max(1, len(self.runtime.nvml_devices))
-        if self.runtime.nvml_devices:
-            # NVML may take milliseconds to answer.
-            price_mw = await asyncio.to_thread(self.power.price_mw, busy_us, wall_us * devices)
-        else:
-            price_mw = self.power.price_mw(busy_us, wall_us)
+        price = partial(self.power.price_mw, told.busy_us, told.begin_us, now_us, is_late=self._follower.has_more)
+        # NVML may take milliseconds to answer.
+        price_mw = await asyncio.to_thread(price) if self.runtime.nvml_devices else price()
         for account in self.accounts.values():
             account.power_mw = price_mw
 
@@ -151,7 +170,7 @@ class EngineAccounts:
         if isinstance(record, Lost):
             self.lost[record.why] = self.lost.get(record.why, 0) + record.missing
         return [
-            Claim(self.runtime.id, share, self.power.source)
+            Claim(self.runtime.id, share, self.power.source, self.runtime.rate)
             for share in self._account(source).take(record)
             if not (self._is_again and share.is_replayed)
         ]
@@ -170,4 +189,4 @@ class EngineAccounts:
 
 def _power_of(runtime: Runtime) -> Power:
     devices = runtime.nvml_devices
-    return Power(runtime.power_w, (lambda: Nvml.open(devices)) if devices else None)
+    return Power(runtime.power_w, (lambda: Nvml.open(devices)) if devices else None, max(1, len(devices)))

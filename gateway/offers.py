@@ -207,7 +207,7 @@ Pricing = Annotated[
 
 
 class Model(Section):
-    """A model as callers name it: who serves it, in order of preference, how large it is, and what it costs."""
+    """A model as callers name it: who serves it, how large it is, and what it costs."""
 
     id: Id
     owner: Name

@@ -7,7 +7,10 @@ RECENT_MAX = 2_000
 
 
 class Recent:
-    """The newest usage rows by request id, bounded; older ones, up to the `forgotten` one, are asked of the ledger."""
+    """The newest usage rows by request id, bounded; others are asked of the ledger.
+
+    Of those that are not here any more none was made after the `forgotten` one: identifiers are in order of time.
+    """
 
     def __init__(self, rows_max: int = RECENT_MAX) -> None:
         self.rows_max = rows_max
@@ -18,7 +21,8 @@ class Recent:
         """Remember the two halves of a row, forgetting the oldest when there are too many."""
         self._rows[request_id] = (row, more)
         if len(self._rows) > self.rows_max:
-            self.forgotten = self._rows.popitem(last=False)[0]
+            # A long request is forgotten after shorter ones that were made later.
+            self.forgotten = max(self.forgotten, self._rows.popitem(last=False)[0])
 
     def get(self, request_id: str) -> dict[str, Any] | None:
         """The row of a request, or None when it is not among the newest."""

@@ -74,8 +74,13 @@ class Sampler:
         self._totals = Totals()
         self._foreign_us = 0
 
-    async def sample(self, spec: RuntimeSpec, engines: EngineAccounts | None, tally: Tally, gpus: int) -> None:
-        """Ask a runtime and write its row; while the journal has no room, the next row has what this one would have."""
+    async def sample(
+        self, spec: RuntimeSpec, engines: EngineAccounts | None, tally: Tally, gpus: int, *, is_ours: bool
+    ) -> None:
+        """Ask a runtime and write its row; while the journal has no room, the next row has what this one would have.
+
+        Where the row is not ours but another gateway's to write, all is done but that, so that ours go on from here.
+        """
         asked_us = self._of.now_us()
         scraped: Scraped | None = None
         if spec.speaks_vllm:
@@ -87,12 +92,13 @@ class Sampler:
             counters = None if scraped is None else scraped.counters
             if counters is not None and counters.running == counters.waiting == 0:
                 engines.rest(asked_us)
-        if (scraped is None and engines is None) or not self._of.has_room():
+        if (scraped is None and engines is None) or (is_ours and not self._of.has_room()):
             return
         row = {**self._head(spec, gpus if engines is None else engines.accelerators()), **_shown(scraped)}
         if engines is not None:
             row |= self._account(engines, tally)
-        self._of.journal.append("runtime_sample", row)
+        if is_ours:
+            self._of.journal.append("runtime_sample", row)
 
     def _head(self, spec: RuntimeSpec, accelerators: int) -> dict[str, Any]:
         now_us = self._of.now_us()

@@ -9,12 +9,13 @@ import aiohttp
 from runtime.vllm.sampling import MetricsError, VllmCounters, parse_metrics, samples_by_name, total
 
 TIMEOUT_S = 10.0
-BYTES_MAX = 16 << 20
+# Some 60 KB for each engine of a vLLM; it is searched in one go.
+BYTES_MAX = 2 << 20
 # A page has thousands of lines of histograms; reading all of them would keep the event loop for longer than a request.
 _WANTED = re.compile(
-    r"^vllm:(?:prompt_tokens_total|generation_tokens_total|request_success_total|prefix_cache_queries_total"
-    r"|prefix_cache_hits_total|num_requests_running|num_requests_waiting|kv_cache_usage_perc|num_preemptions_total)"
-    r"[{ ].*$",
+    rb"^vllm:(?:prompt_tokens_total|generation_tokens_total|request_success_total|prefix_cache_queries_total"
+    rb"|prefix_cache_hits_total|num_requests_running|num_requests_waiting|kv_cache_usage_perc|num_preemptions_total)"
+    rb"[{ ].*$",
     re.MULTILINE,
 )
 
@@ -40,7 +41,7 @@ async def scrape(base_url: str) -> Scraped:
                 page += data
             if answer.status != HTTPStatus.OK:
                 raise ScrapeFailed(f"its /metrics answered {answer.status}")
-        text = "\n".join(_WANTED.findall(page.decode(errors="replace"))) + "\n"
+        text = b"\n".join([*_WANTED.findall(page), b""]).decode(errors="replace")
         return Scraped(parse_metrics(text), total(samples_by_name(text, None), "num_preemptions_total"))
     except (aiohttp.ClientError, TimeoutError, MetricsError) as error:
         raise ScrapeFailed(f"its /metrics cannot be read: {error or 'no answer in time'}") from error

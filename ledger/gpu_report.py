@@ -1,7 +1,9 @@
 """GPU reports: where accelerator time went, how good estimates of it were, and how far budgets on it were overshot.
 
 Where it went is a comparison of two accounts: what the samples of a runtime say, and what its requests were charged.
-They must agree but for what came past Bursar; by how much they do not is the conservation error.
+They must agree but for what came past Bursar; by how much they do not is the conservation error. To the one gateway
+that writes samples what the others charged is foreign too: where several charge, foreign time is the most that came
+past, and only what it cannot explain is an error.
 """
 
 from typing import NamedTuple
@@ -41,7 +43,8 @@ _ACCOUNTS = {
     "charged_s": _seconds("all_gpu_us"),
     "conservation_error_percent": (
         "if(sum(all_capacity_us) = 0, NULL,"
-        " round(100 * abs(sum(all_attributed_us) - sum(all_foreign_us) - sum(all_gpu_us)) / sum(all_capacity_us), 4))"
+        " round(100 * greatest(sum(all_attributed_us) - sum(all_foreign_us) - sum(all_gpu_us), sum(all_gpu_us)"
+        " - sum(all_attributed_us) + if(sum(all_writers) > 1, 0, sum(all_foreign_us)), 0) / sum(all_capacity_us), 4))"
     ),
     "list_cost_usd": _usd("all_list_cost_nusd"),
     "gpu_cost_usd": _usd("all_gpu_cost_nusd"),
@@ -61,11 +64,13 @@ def accounts(usage: str, since_s: int, limit: int) -> Columns:
     # Of one runtime all rows have the same columns: those that the other table has are 0.
     charged = [
         f"sumIf(rows, status NOT IN ('refused', '{ADJUSTED}')) AS all_requests",
+        "toInt64(uniqExact(writer)) AS all_writers",
         *[f"sum({name}) AS all_{name}" for name in _CHARGED],
         *[f"toInt64(0) AS all_{name}" for name in (*_SAMPLED, *prices.values())],
     ]
     sampled = [
         "toInt64(0) AS all_requests",
+        "toInt64(0) AS all_writers",
         *[f"toInt64(0) AS all_{name}" for name in _CHARGED],
         *[f"sum({name}) AS all_{name}" for name in _SAMPLED],
         *[

@@ -1,9 +1,12 @@
 """Power: what an accelerator draws while it is busy, measured by NVML where there is one, or as its owner says."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 MW_PER_MJ_PER_US = 1_000_000
+# A minute of readings: of a step that takes longer, the energy of the last minute is known.
+READINGS_MAX = 256
 Source = Literal["measured", "estimated", ""]
 
 
@@ -58,58 +61,70 @@ class Nvml:
 class Power:
     """The price of busy time in energy, window by window.
 
-    Measured energy of a window is that of its busy time, less what the devices drew at rest during its idle time, which
-    is known from windows without any step; until there was one, idle time counts as drawing nothing.
+    A window in which no step ended is part of that in which the next one does, back to the reading before that step
+    began. What the devices drew before is what they draw at rest, which is not charged; until that was seen, idle time
+    counts as drawing nothing.
     """
 
-    def __init__(self, power_w: float, open_meter: Callable[[], Meter] | None = None) -> None:
+    def __init__(self, power_w: float, open_meter: Callable[[], Meter] | None = None, devices: int = 1) -> None:
         """`power_w` is what each accelerator is said to draw; `open_meter` is tried until it gives one, if at all."""
         self._estimate_mw = round(power_w * 1_000)
         self._open_meter = open_meter
+        self._devices = devices
         self._meter: Meter | None = None
-        self._last: Reading | None = None
-        self._rest_mw: int | None = None
+        # Unix microseconds, and the energy used by then.
+        self._readings: deque[tuple[int, int]] = deque(maxlen=READINGS_MAX)
+        self._rest_mw = 0
+        self.source: Source = "estimated" if self._estimate_mw else ""
         self.busy_permille = -1
         self.failure = ""
 
-    @property
-    def source(self) -> Source:
-        """Where the last price came from."""
-        if self._last is not None:
-            return "measured"
-        return "estimated" if self._estimate_mw else ""
+    def price_mw(self, busy_us: int, begin_us: int, now_us: int, *, is_late: bool = False) -> int:
+        """What a busy accelerator drew while the steps were done that ended since the last call, in milliwatts.
 
-    def price_mw(self, busy_us: int, wall_us: int) -> int:
-        """What a busy accelerator drew in the window that ends now, in milliwatts.
-
-        The window had so much busy time of all accelerators together and took `wall_us`; without busy time in it the
-        price is of no use.
+        They took `busy_us` of all accelerators together, the first of them from `begin_us`; without busy time the price
+        is of no use, and 0. With `is_late` there is more to be told than was read: nobody knows how much of it was done
+        while something was measured, so it is priced by the owner's word. `source` says where the price came from.
         """
-        before, now = self._last, self._read()
-        self._last = now
-        if now is None:
-            return self._estimate_mw
-        if before is None or now.energy_mj < before.energy_mj:
-            return self._estimate_mw
-        used_mj = now.energy_mj - before.energy_mj
+        self._read(now_us)
+        if is_late:
+            self._readings.clear()
         if not busy_us:
-            if wall_us > 0:
-                drawn_mw = used_mj * MW_PER_MJ_PER_US // wall_us
-                # The least, because a long step shows only in the window in which it ends.
-                self._rest_mw = drawn_mw if self._rest_mw is None else min(self._rest_mw, drawn_mw)
             return 0
-        idle_mj = max(0, wall_us - busy_us) * (self._rest_mw or 0) // MW_PER_MJ_PER_US
-        return max(0, used_mj - idle_mj) * MW_PER_MJ_PER_US // busy_us
+        if len(self._readings) < 2:
+            self.source = "estimated" if self._estimate_mw else ""
+            return self._estimate_mw
+        used_mj = self._used_mj(busy_us, begin_us)
+        while len(self._readings) > 1:
+            self._readings.popleft()
+        self.source = "measured"
+        return used_mj * MW_PER_MJ_PER_US // busy_us
 
-    def _read(self) -> Reading | None:
+    def _used_mj(self, busy_us: int, begin_us: int) -> int:
+        """The energy of busy time since the last reading before it; what was used before is what rest takes."""
+        readings = self._readings
+        quiet_us, quiet_mj = readings[0]
+        while len(readings) > 2 and readings[1][0] <= begin_us:
+            readings.popleft()
+        (from_us, from_mj), (to_us, to_mj) = readings[0], readings[-1]
+        if from_us > quiet_us:
+            self._rest_mw = (from_mj - quiet_mj) * MW_PER_MJ_PER_US // (from_us - quiet_us)
+        idle_us = max(0, (to_us - from_us) * self._devices - busy_us)
+        return max(0, to_mj - from_mj - idle_us * self._rest_mw // (self._devices * MW_PER_MJ_PER_US))
+
+    def _read(self, now_us: int) -> None:
         if self._open_meter is None:
-            return None
+            return
         try:
             if self._meter is None:
                 self._meter = self._open_meter()
             reading = self._meter.read()
         except PowerUnavailable as unavailable:
             self._meter, self.failure, self.busy_permille = None, str(unavailable), -1
-            return None
+            self._readings.clear()
+            return
         self.failure, self.busy_permille = "", reading.busy_permille
-        return reading
+        readings = self._readings
+        if readings and (now_us < readings[-1][0] or reading.energy_mj < readings[-1][1]):
+            readings.clear()  # a clock that was put back, or a device that was reset
+        readings.append((now_us, reading.energy_mj))

@@ -1,12 +1,8 @@
 """The command line. Exit codes: 0 done, 1 the answer is no, 2 wrong usage, 3 a dependency is away."""
 
 import sys
-from importlib import import_module
-from typing import Any
 
 import typer
-from typer.core import TyperGroup
-from typer.main import get_group
 
 from gateway.cli import (
     approve,
@@ -18,6 +14,7 @@ from gateway.cli import (
     ledger,
     policy,
     replica,
+    runtime,
     serving,
     slo,
 )
@@ -86,34 +83,8 @@ _EXITS: dict[type[Exception], int] = {
     CalibrationError: NO,
 }
 
-_LATE = {"runtime": ("gateway.cli.runtime", "List, describe, calibrate and simulate runtimes; replay caches.")}
-
-
-class _Commands(TyperGroup):
-    """The commands, of which those of `_LATE` are imported only to be run.
-
-    They need numpy, scipy and matplotlib, and importing these takes longer than most other commands do.
-    """
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *_LATE]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name in _LATE:
-            return TyperGroup(name=cmd_name, help=_LATE[cmd_name][1])
-        return super().get_command(ctx, cmd_name)
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in _LATE:
-            return super().resolve_command(ctx, args)
-        group = get_group(import_module(_LATE[args[0]][0]).app)
-        group.name = args[0]
-        return group.name, group, args[1:]
-
-
 app = typer.Typer(
     name="bursar",
-    cls=_Commands,
     help="A governed compute-and-token budget gateway.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -132,6 +103,7 @@ app.add_typer(keys.app, name="key")
 app.add_typer(budgets.app, name="budget")
 app.add_typer(replica.app, name="replica")
 app.add_typer(policy.app, name="policy")
+app.add_typer(runtime.app, name="runtime")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(gates.release_app, name="release")
 app.add_typer(gates.launch_app, name="launch")

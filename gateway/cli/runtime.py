@@ -1,10 +1,12 @@
 """`bursar runtime …`: what runs models, what is known of each engine, and what a change of it would do."""
 
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from gateway.cli import runtime_cache, runtime_calibrate, runtime_simulate
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import console, print_json, print_rows
 from gateway.cli.runtime_place import Place, place_of, places, probed
@@ -12,13 +14,43 @@ from runtime.description import Description
 from runtime.vllm.describe import describe as described_over_http
 from runtime.vllm.describe import described, said_in
 
+_LATE = {
+    "calibrate": (
+        "gateway.cli.runtime_calibrate",
+        "Drive an engine up to saturation, and keep a fit of its step times.",
+    ),
+    "simulate": ("gateway.cli.runtime_simulate", "Simulate a workload on a deployment, with intervals."),
+    "cache": ("gateway.cli.runtime_cache", "Replay a workload's blocks against caches, under each eviction policy."),
+}
+
+
+class _Commands(TyperGroup):
+    """The commands, of which those of `_LATE` are imported only to be run.
+
+    They need numpy, scipy and matplotlib, and importing these takes longer than most other commands do.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *_LATE]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in _LATE:
+            return TyperGroup(name=cmd_name, help=_LATE[cmd_name][1])
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in _LATE:
+            return super().resolve_command(ctx, args)
+        command = get_command(import_module(_LATE[args[0]][0]).app)
+        command.name = args[0]
+        return command.name, command, args[1:]
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Runtimes: list, describe, calibrate and simulate them, and replay a trace against caches.",
     no_args_is_help=True,
 )
-app.command("calibrate")(runtime_calibrate.calibrate)
-app.command("simulate")(runtime_simulate.simulate)
-app.command("cache")(runtime_cache.cache)
 
 _LISTED = ("id", "owner", "url", "health", "models", "telemetry")
 _KNOBS = ("name", "value", "default", "unit", "live", "couples")

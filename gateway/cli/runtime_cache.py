@@ -10,14 +10,15 @@ from rich.progress import track
 
 from gateway.cli.options import BadSetting, JsonOption
 from gateway.cli.output import console, print_json, print_rows
-from gateway.cli.runtime_settings import SeedOption, SpecOption, TraceOption, workload_of
-from runtime.cache_replay.plot import hit_rate_plot
+from gateway.cli.runtime_settings import SeedOption, SpecOption, TraceOption, check_picture, workload_of
 from runtime.cache_replay.table import HitRates, hit_rate_table
 
 _SIZES_MAX = 32
 _COLUMNS = ("blocks", "LRU", "ARC", "reuse", "optimum", "infinite")
+app = typer.Typer()
 
 
+@app.command()
 def cache(
     blocks: Annotated[str, typer.Option(metavar="N,N,…", help="Cache sizes, in blocks of the workload.")],
     trace: TraceOption = "",
@@ -28,13 +29,15 @@ def cache(
 ) -> None:
     """Replay a workload's blocks against caches of some sizes, under each eviction policy and the best possible."""
     sizes = _sizes(blocks)
-    if chart is not None and chart.suffix not in (".png", ".svg"):
-        raise BadSetting(f"--chart takes a .png or .svg, not {chart.name}")
+    check_picture(chart)
     asked = workload_of(trace, workload, seed)
     rows: list[HitRates] = []
     for size in track(sizes, description=asked.name, console=Console(stderr=True), disable=as_json):
         rows += hit_rate_table(asked, [size])
     if chart is not None:
+        # matplotlib takes half a second to import, which a replay without a picture need not wait for.
+        from runtime.cache_replay.plot import hit_rate_plot  # noqa: PLC0415
+
         hit_rate_plot(rows, chart, asked.name)
     if as_json:
         print_json({"workload": asked.name, "block_tokens": asked.block_tokens, "rows": [asdict(row) for row in rows]})

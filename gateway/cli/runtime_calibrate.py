@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import console, print_json, print_rows
-from gateway.cli.runtime_place import NoRuntime, place_of
+from gateway.cli.runtime_place import CALIBRATIONS, NoRuntime, place_of
 from gateway.cli.runtime_settings import KnobOption, knobs_of
 from gateway.home import Home
 from runtime.calibration.drive import Target
@@ -32,7 +32,6 @@ from runtime.vllm.couplings import EngineFacts
 from runtime.vllm.knobs import VllmKnobs
 from runtime.vllm.launcher import IN_PROCESS_EXECUTOR, VllmLaunch, VllmServer
 
-CALIBRATIONS = "calibrations"
 _LOADS = ("load", "steps", "time", "mean error", "R²")
 _COEFFICIENTS = ("coefficient", "value")
 
@@ -47,6 +46,10 @@ class _Driven:
     cores: int
 
 
+app = typer.Typer()
+
+
+@app.command()
 def calibrate(
     name: Annotated[str, typer.Argument(metavar="[RUNTIME]", help="The id of a configured runtime.")] = "",
     launch: Annotated[Path | None, typer.Option(metavar="MODEL", help="Start vLLM on this model's folder.")] = None,

@@ -13,6 +13,8 @@ from gateway.config_file import LoadedConfig, load
 from gateway.home import Home
 
 PROBE_TIMEOUT_S = 2.0
+CALIBRATIONS = "calibrations"
+"""The folder of the home in which they are kept."""
 
 
 class NoRuntime(Exception):

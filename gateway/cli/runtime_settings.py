@@ -1,6 +1,7 @@
 """What the commands over runtimes are told in words: knobs, and what is promised."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,7 @@ TraceOption = Annotated[
 SpecOption = Annotated[str, typer.Option("--workload", metavar="SPEC", help="A workload described in YAML.")]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Stands in for the description's own seed.")]
 
+_PICTURES = (".png", ".svg")
 _PROMISES = ("ttft_ms", "itl_ms", "e2e_ms")
 _WORDS: Mapping[str, KnobValue] = {"true": True, "false": False, "none": None, "null": None}
 
@@ -71,3 +73,13 @@ def _value(text: str) -> KnobValue:
         except ValueError:
             continue
     return text
+
+
+def check_picture(path: Path | None) -> None:
+    """BadSetting for a picture that could not be written once all is computed."""
+    if path is None:
+        return
+    if path.suffix not in _PICTURES:
+        raise BadSetting(f"--chart takes a {' or '.join(_PICTURES)}, not {path.name}")
+    if not path.parent.is_dir():
+        raise BadSetting(f"--chart names a folder that is not there: make {path.parent}")

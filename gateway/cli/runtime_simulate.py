@@ -11,14 +11,14 @@ from rich.console import Console
 
 from gateway.cli.options import CONFIG, HOME, BadSetting, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import complain, console, print_json, print_rows
-from gateway.cli.runtime_calibrate import CALIBRATIONS
-from gateway.cli.runtime_place import NoRuntime, place_of
+from gateway.cli.runtime_place import CALIBRATIONS, NoRuntime, place_of
 from gateway.cli.runtime_settings import (
     KnobOption,
     SeedOption,
     SloOption,
     SpecOption,
     TraceOption,
+    check_picture,
     knobs_of,
     promises_of,
     workload_of,
@@ -34,7 +34,6 @@ from runtime.routing.least_load import LeastLoad
 from runtime.routing.port import RoutingPolicy
 from runtime.routing.prefix_affinity import PrefixAffinity
 from runtime.routing.round_robin import RoundRobin
-from runtime.sim.chart import SUFFIXES, chart
 from runtime.sim.deployment import Deployment, lru
 from runtime.sim.estimates import Estimate, Spread
 from runtime.sim.report import Report, Slo, over_seeds, report
@@ -72,8 +71,10 @@ _NOT_CALIBRATED: Final = (
     "no calibration was named, so step times are the worked-out ones of an 8-billion-parameter model: make one with "
     "`bursar runtime calibrate`"
 )
+app = typer.Typer()
 
 
+@app.command()
 def simulate(
     trace: TraceOption = "",
     workload: SpecOption = "",
@@ -97,6 +98,8 @@ def simulate(
     """Simulate a workload on a deployment: latencies, goodput, cache hits and accelerator time, with intervals."""
     _check(replicas, routing, eviction, picture, seeds, workload)
     fitted = _calibration(calibration or runtime, home)
+    if strict and fitted is None:
+        raise BadSetting("--strict holds to what a calibration saw: name one with --calibration or --runtime")
     if runtime and fitted is not None:
         _check_engine(fitted, runtime, home, config)
     promised = _slo(slo)
@@ -116,6 +119,9 @@ def simulate(
             runs = runs or [run]
     outside = _outside(fitted, runs[0], strict=strict)
     if picture is not None:
+        # matplotlib takes half a second to import, which a simulation without a picture need not wait for.
+        from runtime.sim.chart import chart  # noqa: PLC0415
+
         chart(runs[0], picture)
     found = reports[0] if seeds == 1 else over_seeds(reports)
     if as_json:
@@ -131,8 +137,7 @@ def _check(replicas: int, routing: str, eviction: str, picture: Path | None, see
         raise BadSetting(f"--routing takes {', '.join(ROUTINGS)}, not {routing!r}")
     if replicas > 1 and not routing:
         raise BadSetting(f"several replicas need a routing policy: add --routing with {', '.join(ROUTINGS)}")
-    if picture is not None and picture.suffix not in SUFFIXES:
-        raise BadSetting(f"--chart takes a {' or '.join(SUFFIXES)}, not {picture.name}")
+    check_picture(picture)
     if seeds > 1 and not workload:
         raise BadSetting("--seeds draws a described workload anew: name one with --workload")
 

@@ -19,6 +19,8 @@ SEATS_MAX = 65_536
 OWNERS_MAX = 131_072
 # A preempted request that is aborted while it waits leaves no trace: it is gone once nobody waits, or so long after.
 AWAY_US_MAX = 60_000_000
+# No request took so much of anything; and the ledger's Int64 has room for it.
+AMOUNT_MAX = 1 << 60
 # Steps may overlap a little; one that begins so long before the last one ended shows that the clock was put back.
 CLOCK_BACK_US = 5_000_000
 _HALF = 1 << (SHIFT - 1)
@@ -29,7 +31,8 @@ class Attribution:
 
     `power_mw` is what an accelerator draws while it is busy, in milliwatts; it may change between records. Steps that
     ended by `account_from_us` belong to an account that another has kept: they count in shares, not in the totals.
-    `key` makes of an engine's request id the name under which its answers come together.
+    `key` makes of an engine's request id the name under which its answers come together. `off` is why the engine tells
+    of no steps now, empty where it does.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Attribution:
         self.power_mw = power_mw
         self.accelerators = accelerators
         self.last_begin_us = 0
+        self.off = ""
         self._weights = weights
         self._key = key
         self._account_from_us = account_from_us
@@ -103,6 +107,7 @@ class Attribution:
             return self._open(record)
         if isinstance(record, Close):
             self._pass(record.unix_us)
+            self._session = ""  # what comes after is in no account until the engine is started again
             return self._end()
         if isinstance(record, Lost):
             self._lose(record.missing)
@@ -191,7 +196,7 @@ class Attribution:
             return []
         shares = self._end()  # an engine that was killed has left everyone seated
         self._session, self._lost_before = opened.session, opened.lost
-        self.accelerators = opened.accelerators or self.accelerators
+        self.accelerators, self.off = opened.accelerators or self.accelerators, opened.off
         self._until_us = self._end_us = opened.unix_us
         self._is_gap, self._was_empty = False, True
         return shares
@@ -260,7 +265,7 @@ class Attribution:
         owner = seat.owner
         owner.seated -= 1
         owner.worsen(reason)
-        return [] if owner.seated or owner.away else [self._share(owner)]
+        return [] if owner.seated or owner.away else self._share(owner)
 
     def _reseat(self, state: State) -> list[Share]:
         """Take the batch for what a segment says it is; after a loss it is another one than what was known."""
@@ -295,13 +300,18 @@ class Attribution:
     def _end(self) -> list[Share]:
         """The session is over: whoever is still in the batch, or waits to come back, will not be heard of again."""
         shares: list[Share] = []
-        for owner in self._owners.values():
+        for key in self._away:
+            owner = self._owners[key]
             owner.away.clear()
+            owner.is_uncertain = True
+            owner.worsen("lost")
         self._away.clear()
         for handle, seat in list(self._seats.items()):
             seat.owner.is_uncertain = True
             shares += self._stand_up(handle, "lost")
-        return shares + [self._share(owner) for owner in list(self._owners.values())]
+        for owner in list(self._owners.values()):
+            shares += self._share(owner)
+        return shares
 
     def _gone(self, step: Step) -> list[Share]:
         """The shares of those that were preempted and will not come back: nobody waits any more, or it was long ago."""
@@ -314,15 +324,14 @@ class Attribution:
             owner.away.clear()
             owner.worsen("aborted")
             if not owner.seated:
-                shares.append(self._share(owner))
+                shares += self._share(owner)
         return shares
 
-    def _share(self, owner: Owner) -> Share:
+    def _share(self, owner: Owner) -> list[Share]:
+        """The share of one that is done; none, and its time stays unattributed, where no request could take so much."""
         del self._owners[owner.key]
         gpu_us = self._whole("gpu", owner.gpu, 1)
-        self._sums["attributed_us"] += gpu_us
-        self._sums["uncertain"] += owner.is_uncertain
-        return Share(
+        share = Share(
             owner.key,
             gpu_us,
             self._whole("energy", owner.energy, 1_000),
@@ -339,6 +348,13 @@ class Attribution:
             "at_least" if owner.is_uncertain else "exact",
             self._base is None,
         )
+        if max(share.gpu_us, share.energy_uj, share.kv_block_us, share.queue_us) >= AMOUNT_MAX:
+            self._sums["unattributed_us"] += gpu_us << SHIFT
+            self._sums["losses"] += 1
+            return []
+        self._sums["attributed_us"] += gpu_us
+        self._sums["uncertain"] += owner.is_uncertain
+        return [share]
 
     def _whole(self, name: str, amount: int, unit: int) -> int:
         """The whole units of an amount; what is left goes to the next one."""

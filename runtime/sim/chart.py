@@ -12,7 +12,7 @@ from matplotlib.ticker import PercentFormatter
 from runtime.sim.durations import IntArray
 from runtime.sim.run import Run
 
-SUFFIXES: Final = (".png", ".svg")
+_SUFFIXES: Final = (".png", ".svg")
 _POINTS_MAX: Final = 2_000
 _REST_US: Final = 10_000
 _PANELS: Final = (
@@ -27,7 +27,7 @@ def chart(run: Run, path: Path) -> None:
 
     A point is the most in a two-thousandth of the time. The same run gives the same bytes.
     """
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in _SUFFIXES:
         raise ValueError(f"{path.name} is neither .png nor .svg")
     figure = Figure(figsize=(8, 6), layout="constrained")
     FigureCanvasAgg(figure)

@@ -20,5 +20,7 @@ handle is a small integer that is used again only after its leave. A preempted r
 The facts are `engine` (vllm or sim, and its version), `model`, `block_size`, `num_blocks`, `accelerators`, and `knobs`:
 the value of each knob by its name; and `lost`: how many lines of this session could not be written so far (a full disk,
 a folder that was gone). After such a loss a new segment begins, whose `state` is true again, and the segment before may
-end within a line.
+end within a line. `off` says why an engine that serves on tells of no steps; such a segment is closed at once. Segments
+are regular files; N has nine digits at most, and numbers that begin anew are those of another folder. A line with a
+step of more than an hour, more than 100,000 accelerators, or a count of 2**31 or more cannot be read.
 """

@@ -4,8 +4,10 @@ Nothing is written into the folder and nothing is remembered outside of this pro
 with the oldest segment that is kept, whose `state` says who was in the batch by then.
 """
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +52,11 @@ class Follower:
         self.has_more = any(source.has_more for source in self._sources.values())
         return pieces
 
+    @property
+    def failure(self) -> str:
+        """Which segment is there and cannot be opened, and why; empty where all can."""
+        return next((source.failure for source in self._sources.values() if source.failure), "")
+
     def close(self) -> None:
         """Let go of the files."""
         for source in self._sources.values():
@@ -82,6 +89,7 @@ class _Source:
         self._rest = b""
         self._is_skipping = False
         self.has_more = False
+        self.failure = ""
 
     def read(self, segments: Iterable[int], bytes_max: int) -> list[Piece]:
         """What follows, given the segments that were there before this is called."""
@@ -154,9 +162,13 @@ class _Source:
         if number < 0:
             return False
         try:
-            self._file = os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
+            self._file = _opened(self._path(number))
+        except FileNotFoundError:
             return False  # removed meanwhile: the next call lists anew
+        except OSError as error:
+            self.failure = f"{self._path(number)} cannot be read: {error.strerror}"
+            return False
+        self.failure = ""
         if is_replaced:
             pieces.append(Piece(self._name, b"", Lost("replaced")))
         elif self._segment >= 0 and number > self._segment + 1:
@@ -166,3 +178,12 @@ class _Source:
 
     def _path(self, number: int) -> str:
         return os.fspath(self._folder / f"{self._name}.{number}.jsonl")
+
+
+def _opened(path: str) -> int:
+    """Open a file that is one: whoever may write the folder may not lead elsewhere, or to what never ends; OSError."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return file

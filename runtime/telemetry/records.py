@@ -7,8 +7,12 @@ import orjson
 
 from runtime.telemetry.writer import VERSION
 
-# Larger than any time in microseconds or count that means something, and within the ledger's Int64 when added up.
-NUMBER_MAX = 1 << 53
+# Larger than any time in microseconds that means something, and within the ledger's Int64 when added up. What is
+# multiplied by a time has bounds of its own.
+TIME_US_MAX = 1 << 53
+COUNT_MAX = 1 << 31
+ACCELERATORS_MAX = 100_000
+STEP_US_MAX = 3_600_000_000
 TEXT_CHARS_MAX = 512
 REASONS = ("finished", "aborted", "preempted")
 
@@ -18,7 +22,8 @@ Take = tuple[int, int]
 class Open(NamedTuple):
     """A segment begins: of which source and start of the engine, and the facts about it.
 
-    `lost` counts the lines of the session that could not be written so far.
+    `lost` counts the lines of the session that could not be written so far. `off` says why the engine serves on without
+    telling of its steps; empty where it tells.
     """
 
     source: str
@@ -31,6 +36,7 @@ class Open(NamedTuple):
     block_size: int
     num_blocks: int
     lost: int
+    off: str = ""
 
 
 class State(NamedTuple):
@@ -129,7 +135,10 @@ def _record(line: Any) -> Record:
     kind = line[0]
     if kind == "step":
         _, begin_us, end_us, used_blocks, running, waiting, takes = line
-        _check(begin_us, end_us, used_blocks, running, waiting)
+        _check_times(begin_us, end_us)
+        _check(used_blocks, running, waiting)
+        if end_us - begin_us > STEP_US_MAX:
+            raise ValueError("longer than any step")
         if takes:
             takes = [(handle, tokens) for handle, tokens in takes]
             for take in takes:
@@ -139,7 +148,8 @@ def _record(line: Any) -> Record:
         return Step(begin_us, end_us, used_blocks, running, waiting, tuple(takes))
     if kind == "join":
         join = Join(*line[1:])
-        _check(join.handle, *join[2:])
+        _check(join.handle, join.prompt_tokens, join.context_tokens)
+        _check_times(join.queued_us)
         _check_text(join.request_id)
         return join
     return _rarer(kind, line)
@@ -154,7 +164,8 @@ def _rarer(kind: Any, line: Any) -> Record:
         return leave
     if kind == "finished":
         finished = Finished(*line[1:])
-        _check(*finished[2:])
+        _check(finished.prompt_tokens, finished.cached_tokens, finished.output_tokens, finished.preemptions)
+        _check_times(finished.queued_us, finished.prefill_us, finished.decode_us, finished.e2e_us)
         _check_text(finished.request_id)
         _check_text(finished.reason)
         return finished
@@ -165,7 +176,7 @@ def _rarer(kind: Any, line: Any) -> Record:
             _check_text(request_id)
         return State(batch)
     if kind == "close":
-        _check(line[1])
+        _check_times(line[1])
         return Close(line[1])
     if kind == "open":
         return _opened(line)
@@ -179,10 +190,13 @@ def _opened(line: Any) -> Record:
     _check_text(source)
     _check_text(session)
     counts = [facts.get(name, default) for name, default in _COUNTED]
-    _check(segment, unix_us, *counts)
+    _check(segment, *counts)
+    _check_times(unix_us)
     accelerators, block_size, num_blocks, lost = counts
-    named = [str(facts.get(name, ""))[:TEXT_CHARS_MAX] for name in ("engine", "model")]
-    return Open(source, session, segment, unix_us, named[0], named[1], accelerators, block_size, num_blocks, lost)
+    if accelerators > ACCELERATORS_MAX:
+        raise ValueError("more accelerators than an engine has")
+    engine, model, off = [str(facts.get(name, ""))[:TEXT_CHARS_MAX] for name in ("engine", "model", "off")]
+    return Open(source, session, segment, unix_us, engine, model, accelerators, block_size, num_blocks, lost, off)
 
 
 _COUNTED = (("accelerators", 0), ("block_size", 0), ("num_blocks", 0), ("lost", 0))
@@ -190,8 +204,14 @@ _COUNTED = (("accelerators", 0), ("block_size", 0), ("num_blocks", 0), ("lost", 
 
 def _check(*numbers: Any) -> None:
     for number in numbers:
-        if type(number) is not int or not 0 <= number < NUMBER_MAX:
+        if type(number) is not int or not 0 <= number < COUNT_MAX:
             raise ValueError("not a count")
+
+
+def _check_times(*times_us: Any) -> None:
+    for time_us in times_us:
+        if type(time_us) is not int or not 0 <= time_us < TIME_US_MAX:
+            raise ValueError("not a time")
 
 
 def _check_text(text: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 VERSION = 1
 SEGMENT_BYTES_MAX = 16 << 20
 SEGMENTS_KEPT = 2
+SEGMENT_MAX = 999_999_999
 REQUEST_ID_CHARS_MAX = 256
 CHECK_US = 1_000_000
 
@@ -27,7 +28,7 @@ def segments(folder: Path, source: str) -> list[int]:
     """The numbers of a source's segments in a folder, the oldest first; none when there is no such folder."""
     names = [path.name for path in folder.glob(f"{source}.*.jsonl")]
     numbers = [name[len(source) + 1 : -len(".jsonl")] for name in names]
-    return sorted(int(number) for number in numbers if number.isdecimal())
+    return sorted(int(number) for number in numbers if number.isdecimal() and int(number) <= SEGMENT_MAX)
 
 
 class TelemetryWriter:
@@ -164,6 +165,10 @@ class TelemetryWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             present = segments(self.folder, self.source)
             number = max([self._segment, *present]) + 1
+            if number > SEGMENT_MAX:
+                # No reader knows a higher one; it takes numbers that begin anew for a folder that was replaced.
+                self._remove(present)
+                present, number = [], 0
             path = self.folder / f"{self.source}.{number}.jsonl"
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
         except OSError:
@@ -174,9 +179,12 @@ class TelemetryWriter:
                 path.unlink()
             return
         self._segment = number
-        for old in [*present, number][:-SEGMENTS_KEPT]:
+        self._remove([*present, number][:-SEGMENTS_KEPT])
+
+    def _remove(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
             with contextlib.suppress(OSError):  # tried again with the next segment
-                (self.folder / f"{self.source}.{old}.jsonl").unlink()
+                (self.folder / f"{self.source}.{number}.jsonl").unlink()
 
     def _head(self, number: int) -> bytes:
         facts = {**self._facts, "lost": self.lost}

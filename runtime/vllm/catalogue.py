@@ -331,7 +331,7 @@ def _offload() -> Iterator[Knob]:
     yield Knob(
         "kv_offloading_backend",
         "choice",
-        "lmcache keeps it in a server of its own, which must run",
+        "lmcache keeps it in a server of its own, which must run; the engine is then not metered",
         at + "kv_offloading_backend",
         default="native",
         choices=("native", "lmcache"),

@@ -13,7 +13,7 @@ from runtime.control import Applied, Happening, Outcome, Stage
 from runtime.description import Description, KnobValue
 from runtime.vllm.couplings import KnobError
 from runtime.vllm.describe import DescribeError, describe
-from runtime.vllm.exchange import HttpError, get, post
+from runtime.vllm.exchange import HttpError, HttpTimeout, get, post
 from runtime.vllm.launcher import VllmLaunch, VllmServer, VllmServerError, free_port, url_of
 from runtime.vllm.sampling import MetricsError, VllmCounters, parse_metrics
 
@@ -103,14 +103,23 @@ class VllmControl:
             raise VllmServerError(str(error)) from error
 
     def drain(self) -> bool:
-        """Wait until no request runs or waits; False when some still do at the end of one's patience."""
+        """Wait until no request is counted as running or waiting; False when some still are when patience ends.
+
+        VllmServerError when the server died, or did not count even once in that time.
+        """
         deadline_s = time.monotonic() + self.patience.drain_s
+        has_counted = False
         while True:
-            now = self.sample()
-            if not now.running and not now.waiting:
-                self._note("drained")
-                return True
-            if time.monotonic() >= deadline_s:
+            is_last = time.monotonic() >= deadline_s
+            try:
+                now = self.sample()
+                if not now.running and not now.waiting:
+                    return True
+                has_counted = True
+            except VllmServerError:
+                if not self.is_alive() or (is_last and not has_counted):
+                    raise
+            if is_last:
                 return False
             time.sleep(DRAIN_POLL_S)
 
@@ -156,11 +165,25 @@ class VllmControl:
         return self.is_alive() or self._runs(self.launch)
 
     def _has_drained(self) -> bool:
+        """Whether nothing is in flight.
+
+        vLLM counts anew with the results of each step, so while a first, long step computes it shows nobody. A short
+        request is answered with the results of a later step, and from then on the counts are true.
+        """
         try:
-            return self.drain()
+            if not self.drain():
+                return False
+            verify(self.base_url, self.launch, self.patience.drain_s)
+            if not self.drain():
+                return False
+        except NotVerified as error:
+            # That step may still compute. A server that answers, and wrongly, needs a restart.
+            return not isinstance(error.__cause__, HttpTimeout)
         except VllmServerError:
             # Nothing is in flight at a server that does not even count; if it lives, a restart is what it needs.
             return True
+        self._note("drained")
+        return True
 
     def _runs(self, launch: VllmLaunch) -> bool:
         try:

@@ -1,6 +1,7 @@
 """One short HTTP request to a server that Bursar started or describes.
 
-HttpError   it did not answer in time, or not with 200
+HttpError       it did not answer, or not with 200
+  HttpTimeout   nothing came in time
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ ANSWER_BYTES_MAX = 16 << 20
 
 class HttpError(Exception):
     """A server did not answer a short request; the message names it and says how it failed."""
+
+
+class HttpTimeout(HttpError):
+    """A server took longer than it was given."""
 
 
 def get(base_url: str, path: str, timeout_s: float = TIMEOUT_S) -> bytes:
@@ -43,7 +48,8 @@ def _exchange(base_url: str, method: str, path: str, body: bytes | None, timeout
         # One byte over the bound tells a longer answer from one that fits.
         content = answer.read(ANSWER_BYTES_MAX + 1)
     except (OSError, HTTPException) as error:
-        raise HttpError(f"{base_url}{path} did not answer: {error or type(error).__name__}") from error
+        kind_of = HttpTimeout if isinstance(error, TimeoutError) else HttpError
+        raise kind_of(f"{base_url}{path} did not answer: {error or type(error).__name__}") from error
     finally:
         connection.close()
     if answer.status != 200:

@@ -44,8 +44,16 @@ FIXED_ENVIRONMENT = {
 }
 # On a CPU it must be blind to any accelerator, whose driver may be missing or half installed.
 CPU_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": ""}
-# Another environment's Python settings would break vLLM's, and Bursar's secrets are none of its business.
-WITHHELD_PREFIXES = ("PYTHON", "VIRTUAL_ENV", "BURSAR_")
+# All that vLLM sees of Bursar's environment: another Python's settings would break it, and secrets, whose variables may
+# have any name, are none of its business; a key of its own would shut Bursar out.
+PASSED = frozenset(
+    {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "CC", "CXX"}
+)
+PASSED_PREFIXES = (
+    *("CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "ROCM_", "ROCR_", "HIP_", "HSA_"),
+    *("VLLM_", "HF_", "TORCH", "PYTORCH_", "TRITON_", "OMP_", "GOMP_", "KMP_", "MKL_", "XDG_", "LC_"),
+)
+WITHHELD_SUFFIXES = ("_KEY", "_TOKEN")
 
 
 class VllmServerError(Exception):
@@ -93,7 +101,7 @@ class VllmLaunch:
         ]
 
     def environment(self, base: Mapping[str, str], scratch: Path) -> dict[str, str]:
-        """Return the server's environment: `base` less what it must not see, plus what it must be told.
+        """Return the server's environment: of `base` what it may see, and what it must be told.
 
         `scratch` takes vLLM's sockets and temporary files; its path must be short, for sockets have little room.
         """
@@ -103,7 +111,12 @@ class VllmLaunch:
             told |= {"VLLM_CPU_OMP_THREADS_BIND": self.omp_threads_bind, "OMP_NUM_THREADS": str(self.omp_threads)}
         if self.telemetry:
             told[TELEMETRY] = str(self.telemetry.absolute())
-        return {name: value for name, value in base.items() if not name.startswith(WITHHELD_PREFIXES)} | told
+        return {name: value for name, value in base.items() if may_pass(name)} | told
+
+
+def may_pass(name: str) -> bool:
+    """Whether vLLM may see a variable of Bursar's environment."""
+    return name in PASSED or (name.startswith(PASSED_PREFIXES) and not name.endswith(WITHHELD_SUFFIXES))
 
 
 class VllmServer:

@@ -149,7 +149,7 @@ def test_a_mixed_load_adds_up_to_what_the_engine_did(up: GatewayProcess, config:
     assert len(rows) == 81
     attributed = [row for found in rows.values() for row in found if row["status"] == "adjusted"]
     assert {row["certainty"] for row in attributed} == {"exact"}
-    assert sum(row["preemptions"] for row in up.records("runtime_sample")[-1:]) > 0
+    assert max(row["preemptions"] for row in up.records("runtime_sample")) > 0
     charged = sum(row["gpu_us"] for found in rows.values() for row in found)
     assert charged == account(up, "busy") == account(up, "claimed") == sampled(up, "attributed_us")
     assert sum(row.get("energy_uj", 0) for row in attributed) == pytest.approx(300 * charged, rel=1e-6)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from domain.ids import uuid7
 from gateway.attributing import ACCOUNT_S_MAX, Attributing
+from gateway.claims import Claim
 from gateway.config_file import load
 from gateway.controls import Controls
 from gateway.governance import Governance
@@ -243,8 +245,95 @@ async def test_one_gateway_of_a_home_writes_samples(worker: OneWorker, tmp_path:
     assert worker.records("runtime_sample") == []
     assert spent(of) == 50, "what is its own it posts all the same"
     another.close()
+    computed(worker, told, "somebody", 70)
     await once(worker, part, 2 * US)
-    assert [row["busy_us"] for row in worker.records("runtime_sample")] == [50]
+    assert [row["busy_us"] for row in worker.records("runtime_sample")] == [70], "the other wrote what was before"
+
+
+async def test_a_runtime_that_cannot_be_followed_does_not_end_attribution_of_the_others(
+    worker: OneWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.sections["runtimes"] = [{**runtimes()[0], "id": "broken", "telemetry": "broken"}, *runtimes()]
+    of = await worker.open()
+    part, told = attributing(worker, of), engine(worker)
+    await once(worker, part)
+    asked = 0
+
+    async def poll(now_us: int) -> list[Claim]:
+        nonlocal asked
+        asked += 1
+        raise OverflowError
+
+    engines = part._followed["broken"].engines
+    assert engines is not None
+    monkeypatch.setattr(engines, "poll", poll)
+    with capture_logs() as logs:
+        for _ in range(2):
+            computed(worker, told, settle(of, await admitted(of)), 50)
+            await once(worker, part, 2 * US)
+    assert (spent(of), asked) == (100, 1)
+    said = "telemetry is followed no more; restart to follow it again"
+    assert [(each["event"], each["runtime"]) for each in logs if each["log_level"] == "error"] == [(said, "broken")]
+
+
+async def test_a_sample_that_fails_is_said(worker: OneWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = await worker.open()
+    part = attributing(worker, of)
+    await once(worker, part)
+
+    async def fail(*_: object, **__: object) -> None:
+        raise OverflowError
+
+    monkeypatch.setattr(part._followed["fake"].sampler, "sample", fail)
+    with capture_logs() as logs:
+        await once(worker, part, 2 * US)
+    assert [(each["event"], each["runtime"]) for each in logs] == [("a sample failed", "fake")]
+
+
+async def test_a_runtime_that_hangs_does_not_hold_up_the_samples_of_others(
+    worker: OneWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.sections["runtimes"] = [{**runtimes()[0], "id": "hangs", "telemetry": "hangs"}, *runtimes()]
+    of = await worker.open()
+    part = attributing(worker, of)
+    await once(worker, part)
+    monkeypatch.setattr(part._followed["hangs"].sampler, "sample", lambda *_, **__: asyncio.sleep(3_600))
+    for samples in range(3):
+        worker.now_us += 2 * US
+        await part.poll(worker.now_us)
+        async with asyncio.timeout(20):
+            while len(worker.records("runtime_sample")) <= samples:  # noqa: ASYNC110 a journal has no event
+                await asyncio.sleep(0.01)
+    assert {row["runtime"] for row in worker.records("runtime_sample")} == {"fake"}
+    for followed in part._followed.values():
+        followed.close()
+
+
+async def test_what_a_removed_runtime_told_last_is_posted(worker: OneWorker) -> None:
+    of = await worker.open()
+    part, told = attributing(worker, of), engine(worker)
+    await once(worker, part)
+    computed(worker, told, settle(of, await admitted(of)), 50)
+    sections = {**worker.sections, "runtimes": document("http://127.0.0.1:9")["runtimes"]}
+    worker.loaded = load(deploy(worker.folder, "http://127.0.0.1:9", **sections), ENVIRON)
+    await once(worker, part)
+    assert spent(of) == 50
+
+
+async def test_closing_does_not_wait_for_ever_for_a_round_that_does_not_end(
+    worker: OneWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.attributing.CLOSE_S_MAX", 0.01)
+    of = await worker.open()
+    part = attributing(worker, of)
+    monkeypatch.setattr(part.claims, "look_up", lambda: asyncio.sleep(3_600))
+    running = asyncio.create_task(part.run())
+    async with asyncio.timeout(20):
+        while part._round is None:  # noqa: ASYNC110 nothing tells of it
+            await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert Lease(worker.home.run / "sampler.lock").is_ours()
 
 
 async def test_drift_of_tokens_is_announced_once(worker: OneWorker) -> None:

@@ -2,16 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from domain.ids import uuid7
+from domain.prices import GpuRate
 from gateway import flow
 from gateway.adjustments import Adjustments
 from gateway.admission import Admitted
-from gateway.claims import Claim, Claims, bursar_id
+from gateway.claims import FLUSH_US, Claim, Claims, bursar_id
 from gateway.controls import Controls
 from gateway.flow import Outcome
 from gateway.governance import Governance
@@ -21,8 +23,9 @@ from gateway.token_checks import SETTLES_US
 from ledger.holds import Hold
 from runtime.attribution.shares import Share
 from runtime.openai.usage import Report
-from tests.gateway.one_worker import US, OneWorker, admitted, budget
+from tests.gateway.one_worker import NOON_US, US, OneWorker, admitted, budget
 
+RATE = GpuRate(nusd_per_hour=2_500_000_000)
 BUDGETS = [
     budget("tokens", 10_000),
     budget("gpu", 10**12, "total", "gpu_us"),
@@ -39,14 +42,15 @@ async def worker(tmp_path: Path) -> AsyncIterator[OneWorker]:
 
 
 class Ledger:
-    """Answers a look-up with rows of the journal, as the ledger has them."""
+    """Answers a look-up with rows of the journal, as the ledger has them: those of the last flush."""
 
     def __init__(self, worker: OneWorker) -> None:
         self.worker = worker
         self.asked = 0
+        self.flushed: list[dict[str, Any]] = []
 
     def flush(self) -> None:
-        pass
+        self.flushed = self.worker.records("usage")
 
     def rows(self, sql: str, **parameters: str) -> list[dict[str, Any]]:
         self.asked += 1
@@ -58,7 +62,7 @@ class Ledger:
                 **{short: str(row.get(name, 0)) for short, name in (*counts, ("output", "output_tokens"))},
                 "charges": [[*charge[:4], str(charge[4])] for charge in row["charges"]],
             }
-            for row in self.worker.records("usage")
+            for row in self.flushed
             if row["request_id"] in wanted
         ]
 
@@ -77,7 +81,7 @@ def share(request_id: str, gpu_us: int, **more: Any) -> Claim:
     counts = {"prompt_tokens": 40, "cached_tokens": 0, "prefill_tokens": 40, "decode_tokens": 9, "output_tokens": 10}
     usual = {"energy_uj": 0, "kv_block_us": 77, "queue_us": 5, **counts, "answers": 1, "preemptions": 0}
     rest = {"reason": "finished", "certainty": "exact", "is_replayed": False}
-    return Claim("fake", Share(request_id, gpu_us, **{**usual, **rest, **more}), "estimated")
+    return Claim("fake", Share(request_id, gpu_us, **{**usual, **rest, **more}), "estimated", RATE)
 
 
 def settle(of: Governance, call: Admitted, status: str = "ok", **seen: Any) -> str:
@@ -103,8 +107,7 @@ async def test_a_share_replaces_the_estimate_in_the_row_and_in_every_budget(work
     await claims.post()
     (row,) = adjusted(worker)
     assert row["gpu_us"] + 6_000 == spent(of) == 123_456
-    rate = of.catalogue.runtimes["fake"].spec.rate
-    assert spent(of, "gpu-cost") == rate.gpu_cost_nusd(123_456)
+    assert spent(of, "gpu-cost") == RATE.gpu_cost_nusd(123_456)
     assert (row["kv_block_us"], row["energy_uj"], row["energy_source"], row["queue_us"]) == (77, 9, "estimated", 5)
     assert (row["event_id"], row["adjusts"]) == (f"{request_id}/attributed/0", request_id)
     assert (claims.tally("fake").posted, claims.tally("fake").claimed_us, claims.waiting) == (1, 123_456, 0)
@@ -140,11 +143,65 @@ async def test_what_was_refused_by_the_runtime_or_cut_off_is_charged_the_time_it
     claims = claims_of(worker, of)
     refused = settle(of, await admitted(of), "failed", is_error=True, report=None)
     cut = settle(of, await admitted(of), "cut", is_complete=False, streamed=True)
-    claims.take([share(refused, 11), share(cut, 1_000, reason="aborted", certainty="at_least")])
+    claims.take([share(refused, 11), share(cut, 1_000, reason="aborted")])
     await claims.post()
-    assert [row["certainty"] for row in adjusted(worker)] == ["exact", "at_least"]
+    assert [row["certainty"] for row in adjusted(worker)] == ["exact", "exact"]
     assert spent(of) == 1_011
     assert claims.drifted(of.now_us() + 2 * SETTLES_US) == {}
+
+
+@pytest.mark.parametrize(
+    ("parts", "charged"),
+    [
+        ([(10, "at_least")], [6_000]),
+        ([(9_000, "at_least")], [9_000]),
+        ([(10, "exact"), (20, "at_least")], [10, 6_000]),
+        ([(10, "at_least"), (20, "exact"), (5_990, "exact")], [6_000, 6_000, 6_020]),
+    ],
+)
+async def test_what_was_not_seen_is_never_refunded(
+    worker: OneWorker, parts: list[tuple[int, str]], charged: list[int]
+) -> None:
+    of = await worker.open()
+    claims = claims_of(worker, of)
+    request_id = settle(of, await admitted(of))
+    found = []
+    for gpu_us, certainty in parts:
+        claims.take([share(request_id, gpu_us, certainty=certainty)])
+        await claims.post()
+        found.append(spent(of))
+    assert found == charged
+    assert spent(of, "gpu-cost") == RATE.gpu_cost_nusd(charged[-1])
+    assert claims.tally("fake").claimed_us == sum(gpu_us for gpu_us, _ in parts), "what was attributed is what it was"
+
+
+async def test_the_telemetry_of_another_runtime_charges_a_request_nothing(worker: OneWorker) -> None:
+    of = await worker.open()
+    claims = claims_of(worker, of)
+    told = share(settle(of, await admitted(of)), 1_000_000)
+    claims.take([told._replace(runtime="other"), told, told._replace(runtime="other")])
+    await claims.post()
+    assert (spent(of), claims.tally("fake").foreign_us, claims.tally("other").foreign_us) == (1_000_000, 0, 2_000_000)
+
+
+async def test_a_share_costs_what_the_runtime_did_when_it_was_made_also_without_the_runtime(worker: OneWorker) -> None:
+    of = await worker.open()
+    claims = claims_of(worker, of)
+    call = await admitted(of)
+    claims.take([share(call.ask.intent.request_id, 10_000_000)])
+    settle(of, call)
+    of.catalogue = replace(of.catalogue, runtimes={})
+    await claims.post()
+    assert (spent(of), spent(of, "gpu-cost")) == (10_000_000, RATE.gpu_cost_nusd(10_000_000))
+
+
+async def test_a_share_that_no_column_holds_is_dropped_and_the_others_are_posted(worker: OneWorker) -> None:
+    of = await worker.open()
+    claims = claims_of(worker, of)
+    ids = [settle(of, await admitted(of)) for _ in range(2)]
+    claims.take([share(ids[0], 2**63), share(ids[1], 5)])
+    await claims.post()
+    assert ([row["adjusts"] for row in adjusted(worker)], claims.tally("fake").dropped) == ([ids[1]], 1)
 
 
 async def test_what_nobody_here_settled_is_foreign(worker: OneWorker) -> None:
@@ -204,6 +261,39 @@ async def test_what_is_no_longer_at_hand_is_looked_up(worker: OneWorker) -> None
     assert (of.recent.forgotten, claims.waiting) == (first, 1)
     await claims.look_up()
     assert [row["adjusts"] for row in adjusted(worker)] == [first]
+
+
+async def test_what_was_settled_after_a_look_up_is_looked_up_again_and_not_disowned(worker: OneWorker) -> None:
+    of = await worker.open()
+    of.recent.rows_max = 0
+    ledger = Ledger(worker)
+    claims = claims_of(worker, of, ledger)
+    shares = [share(settle(of, await admitted(of)), 5)]
+    for _ in range(3):
+        claims.take(shares)
+        for _ in range(3):
+            await claims.post()
+            await claims.look_up()
+        shares = [share(settle(of, await admitted(of)), 5)]
+        worker.now_us += FLUSH_US
+    assert (len(adjusted(worker)), claims.tally("fake").foreign, ledger.asked) == (3, 0, 3)
+
+
+async def test_what_was_made_after_the_one_that_was_forgotten_last_is_looked_up_too(worker: OneWorker) -> None:
+    of = await worker.open()
+    of.recent.rows_max = 1
+    worker.now_us = 0  # so that nothing is older than this process
+    claims = claims_of(worker, of, Ledger(worker))
+    worker.now_us = NOON_US
+    long = await admitted(of)
+    await asyncio.sleep(0.002)  # identifiers are in order by the millisecond
+    short = settle(of, await admitted(of))
+    settle(of, long)
+    settle(of, await admitted(of))
+    claims.take([share(short, 5)])
+    await claims.post()
+    await claims.look_up()
+    assert [row["adjusts"] for row in adjusted(worker)] == [short]
 
 
 async def test_in_a_full_journal_shares_wait(worker: OneWorker) -> None:

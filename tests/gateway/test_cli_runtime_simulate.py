@@ -212,3 +212,14 @@ def test_caches_of_several_sizes_are_compared(tmp_path: Path) -> None:
     assert "80.0%" in ran(DONE, *arguments, home=tmp_path).stdout
     refused = ran(WRONG_USAGE, "runtime", "cache", "--trace", str(trace), "--blocks", "0", home=tmp_path)
     assert "--blocks takes" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(("--strict",), "--strict holds to what a calibration saw"), (("--chart", "away/run.svg"), "make away")],
+)
+def test_what_cannot_be_kept_is_refused_before_anything_is_simulated(
+    home: Path, spec: str, arguments: tuple[str, ...], said: str
+) -> None:
+    """Strictness without a calibration would hold to nothing, and a picture without a folder would be lost."""
+    assert said in ran(WRONG_USAGE, "runtime", "simulate", "--workload", spec, *arguments, home=home).stderr

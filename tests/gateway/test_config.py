@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from domain.prices import GpuRate, Prices
 from gateway.config import Budget, Config, Ledger, Limits, Runtime, Scope
+from gateway.consistency import inconsistencies
 from ledger.windows import parse_window
 
 DAY_2025_03_01_S = 1_740_787_200
@@ -75,6 +76,14 @@ def test_unknown_names_have_neither_price_nor_rate() -> None:
 
 def test_a_runtime_has_its_declared_rate() -> None:
     assert config().gpu_rate("r") == GpuRate(7, 8, 9)
+
+
+def test_a_folder_of_telemetry_is_that_of_one_runtime() -> None:
+    named: dict[str, Any] = {"owner": "o", "url": "http://h"}
+    told = (("r", "told"), ("a", "./x/../told/"), ("b", "told-b"), ("c", None))
+    runtimes = tuple(Runtime(id=name, telemetry=folder, **named) for name, folder in told)
+    found = inconsistencies(config().model_copy(update={"runtimes": runtimes}), DAY_2025_03_01_S)
+    assert found == [(("runtimes", 1, "telemetry"), "is that of runtimes[0]: name one runtime only")]
 
 
 def test_a_model_is_called_upstream_as_here_unless_said() -> None:

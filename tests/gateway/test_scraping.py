@@ -60,6 +60,7 @@ async def test_the_counters_are_read_and_nothing_else_of_the_page() -> None:
         (lambda: web.Response(text="hello"), "no sample of vllm:"),
         (lambda: web.Response(text=PAGE.replace("num_preemptions_total", "preempted")), "num_preemptions_total"),
         (lambda: web.Response(text=PAGE.replace("} 100.0", "} many")), "not Prometheus text"),
+        (lambda: web.Response(text=PAGE.replace("} 0.25", "} NaN")), "kv_cache_usage_perc is not a finite number"),
     ],
 )
 async def test_a_page_that_is_not_a_vllms_is_refused_with_the_reason(

@@ -63,7 +63,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     journal.append("runtime_sample", sample("gpu-0", **account, attributed_us=500, unattributed_us=150, foreign_us=20))
     journal.append("runtime_sample", sample("gpu-0", capacity_us=1_000, idle_us=1_000, wall_us=500))
     journal.append("runtime_sample", sample("unused", capacity_us=10, idle_us=10, wall_us=10))
+    # Of what the gateway that samples takes for foreign another one has charged 200.
+    shared = {"wall_us": 1_000, "capacity_us": 1_000, "busy_us": 300, "attributed_us": 300, "foreign_us": 220}
+    journal.append("runtime_sample", sample("shared", **shared))
+    journal.append("usage", settlement("e", "shared", 80, 80))
     journal.close()
+    other = Journal.open(home / "journal" / "v", snapshot=dict)
+    other.append("usage", settlement("f", "shared", 200, 200))
+    other.close()
     opened = Store(f"chdb://{home}/ledger")
     Shipper(home / "journal", opened).round()
     yield opened
@@ -85,7 +92,7 @@ def ask(store: Store) -> Ask:
 
 def test_time_adds_up_and_what_does_not_is_the_error(ask: Ask) -> None:
     first, *others = ask("gpu", since="1d")
-    assert [row["runtime"] for row in (first, *others)] == ["gpu-0", "plain", "unused"]
+    assert [row["runtime"] for row in (first, *others)] == ["gpu-0", "shared", "plain", "unused"]
     assert first["requests"] == 2
     times = {name: first[f"{name}_s"] for name in ("wall", "busy", "idle", "lost", "attributed", "unattributed")}
     assert times == {
@@ -105,9 +112,15 @@ def test_time_adds_up_and_what_does_not_is_the_error(ask: Ask) -> None:
 
 
 def test_a_runtime_without_telemetry_has_no_error_to_show(ask: Ask) -> None:
-    plain, unused = ask("gpu", since="1d")[1:]
+    plain, unused = ask("gpu", since="1d")[2:]
     assert (plain["conservation_error_percent"], plain["charged_s"]) == (None, "0.000055")
     assert (unused["conservation_error_percent"], unused["requests"]) == (0, 0)
+
+
+def test_what_another_gateway_charged_is_no_error(ask: Ask) -> None:
+    shared = ask("gpu", since="1d")[1]
+    assert (shared["runtime"], shared["charged_s"], shared["foreign_s"]) == ("shared", "0.000280", "0.000220")
+    assert shared["conservation_error_percent"] == 0
 
 
 def test_grouped_by_anything_it_is_the_report_of_requests(ask: Ask) -> None:

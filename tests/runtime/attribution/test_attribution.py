@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.attribution.engine import AWAY_US_MAX, Attribution
+from runtime.attribution.engine import AMOUNT_MAX, AWAY_US_MAX, Attribution
 from runtime.attribution.shares import Share, Totals
 from runtime.attribution.weights import NoWeights, Weights
 from runtime.step_time import StepTime, StepWork
@@ -212,6 +212,36 @@ def test_an_idle_engine_is_idle_until_it_is_last_seen_and_a_step_that_had_begun_
     fed(attribution, Join(1, "a", 8, 0, 0), step(900, 300, (1, 8)))
     attribution.rest(BEGAN_US + 90_000)
     assert (attribution.totals.idle_us, attribution.totals.busy_us, attribution.totals.wall_us) == (900, 300, 1_200)
+
+
+def test_after_an_engine_has_told_that_it_ends_no_time_is_in_its_account_until_it_is_started_again() -> None:
+    attribution = Attribution(WEIGHTS)
+    fed(attribution, opened(), State(()), Close(BEGAN_US + 1_000))
+    attribution.rest(BEGAN_US + 9_000)
+    refused = opened("s2", unix_us=BEGAN_US + 9_000)._replace(off="it streams its prompts")
+    fed(attribution, refused, State(()), Close(BEGAN_US + 9_100))
+    attribution.rest(BEGAN_US + 50_000)
+    assert (attribution.totals.wall_us, attribution.totals.idle_us, attribution.off) == (1_100, 1_100, refused.off)
+    fed(attribution, opened("s3", unix_us=BEGAN_US + 60_000))
+    attribution.rest(BEGAN_US + 60_500)
+    assert (attribution.totals.idle_us, attribution.off) == (1_600, "")
+
+
+@pytest.mark.parametrize("end", [Close(BEGAN_US + 200), opened("s2", unix_us=BEGAN_US + 200)])
+def test_one_that_waits_to_come_back_when_its_engine_ends_is_lost(end: Record) -> None:
+    attribution = Attribution(WEIGHTS)
+    fed(attribution, opened(), Join(1, "a", 8, 0, 0), step(0, 100, (1, 8)), Leave(1, "preempted", 1))
+    (share,) = fed(attribution, end)
+    assert (share.gpu_us, share.reason, share.certainty) == (100, "lost", "at_least")
+
+
+def test_a_share_that_no_request_could_have_taken_is_not_given_and_its_time_is_unattributed() -> None:
+    attribution = Attribution(WEIGHTS)
+    attribution.power_mw = AMOUNT_MAX
+    fed(attribution, opened(), Join(1, "a", 8, 0, 0), step(0, 3_600, (1, 8)))
+    assert fed(attribution, Leave(1, "finished", 1)) == []
+    totals = attribution.totals
+    assert (totals.unattributed_us, totals.attributed_us, totals.losses, balanced(totals)) == (3_600, 0, 1, True)
 
 
 def test_a_clock_that_is_put_back_stops_no_account() -> None:

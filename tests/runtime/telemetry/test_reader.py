@@ -1,5 +1,7 @@
 """Following telemetry: everything in order and once, what is missing said, whatever becomes of the files meanwhile."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,10 @@ def test_a_line_that_is_not_whole_waits_and_is_torn_once_nothing_can_follow(fold
         b'["step",-1,2,0,0,0,[]]',
         b'["step",1,99999999999999999999,0,0,0,[]]',
         b'["step",true,2,0,0,0,[]]',
+        b'["step",1,3600000002,0,0,0,[]]',
+        b'["step",1,2,9007199254740991,0,0,[]]',
+        b'["step",1,2,0,0,0,[[1,9007199254740991]]]',
+        b'["open",1,"engine-0","s",0,1,{"accelerators":100001}]',
         b'["join",1,"r",2,3]',
         b'["join",1,7,2,3,4]',
         b'["join",1,"' + b"x" * 600 + b'",2,3,4]',
@@ -181,6 +187,42 @@ def test_another_version_of_the_format_is_passed_over_until_a_segment_of_ours() 
     found = list(Parser().records(foreign + ours))
     assert found[0] == Lost("version")
     assert [type(record) for record in found[1:]] == [Open, Step]
+
+
+def test_a_link_or_what_is_no_file_is_not_read_and_the_reason_is_said(folder: Path) -> None:
+    folder.mkdir()
+    segment = folder / "engine-0.0.jsonl"
+    segment.symlink_to("/dev/zero")
+    reading = Reading(folder)
+    assert reading.engine() == []
+    assert str(segment) in reading.follower.failure
+    segment.unlink()
+    os.mkfifo(segment)
+    assert reading.engine() == []
+    assert reading.follower.failure == f"{segment} cannot be read: not a regular file"
+    segment.unlink()
+    writer(folder)
+    assert len(reading.engine()) == 2
+    assert reading.follower.failure == ""
+
+
+def test_a_segment_that_may_not_be_read_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    writer(folder)
+    reading = Reading(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)
+        assert reading.engine() == []
+    assert reading.follower.failure == f"{folder / 'engine-0.0.jsonl'} cannot be read: Permission denied"
+
+
+def test_why_an_engine_tells_nothing_is_read(folder: Path) -> None:
+    TelemetryWriter(folder, "engine-0", FACTS | {"off": "it streams its prompts"}).close()
+    opened = Reading(folder).engine()[0]
+    assert isinstance(opened, Open)
+    assert opened.off == "it streams its prompts"
 
 
 def test_a_line_without_an_end_takes_no_memory_without_one(folder: Path) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from runtime.telemetry import writer as module
-from runtime.telemetry.writer import CHECK_US, TelemetryWriter, segments
+from runtime.telemetry.reader import Follower
+from runtime.telemetry.writer import CHECK_US, SEGMENT_MAX, TelemetryWriter, segments
 
 Line = list[Any]
 FACTS = {"engine": "sim 1", "model": "m", "block_size": 16, "num_blocks": 100, "accelerators": 1, "knobs": {"a": 1}}
@@ -147,6 +148,14 @@ def test_a_new_process_goes_on_after_the_highest_number_and_removes_what_is_olde
     first, second = (lines(tmp_path, number)[0] for number in (12, 13))
     assert first[3] != second[3], "each start is a session of its own"
     assert (tmp_path / "engine-0.note.jsonl").exists()
+
+
+def test_numbers_that_no_reader_knows_begin_anew(tmp_path: Path) -> None:
+    (tmp_path / f"engine-0.{SEGMENT_MAX}.jsonl").touch()
+    (tmp_path / f"engine-0.{SEGMENT_MAX + 1}.jsonl").touch()
+    TelemetryWriter(tmp_path, "engine-0", FACTS, clock_us=Clock())
+    assert segments(tmp_path, "engine-0") == [0]
+    assert [piece.source for piece in Follower(tmp_path).read(1 << 20)] == ["engine-0"]
 
 
 def test_a_folder_that_is_lost_costs_lines_and_is_made_again_within_a_second(tmp_path: Path) -> None:

@@ -49,6 +49,14 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         status = 503 if Handler.unhealthy_answers else 200
         Handler.unhealthy_answers = max(0, Handler.unhealthy_answers - 1)
+        if self.path == "/metrics" and (model / "uncounted").exists():
+            (model / "uncounted").unlink()
+            status = 500
+        if (model / "dying").exists() and (model / "busy").exists():
+            (model / "dying").rename(model / "dead")
+        elif (model / "dead").exists():
+            (model / "dead").unlink()
+            os._exit(1)
         busy = (model / "busy").exists()
         bodies = {
             "/metrics": METRICS.replace("RUNNING", "2" if busy else "0"),
@@ -59,6 +67,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        if (model / "first step").exists():
+            (model / "first step").rename(model / "busy")  # whose request is counted when its first step is done
+        if (model / "late").exists():
+            time.sleep(1)
         key = "data" if self.path == "/v1/embeddings" else "choices"
         mute = behaviour == "mute" or behaviour == f"mute with {seats} seats"
         self.answer(500 if behaviour == "ailing" else 200, json.dumps({key: [] if mute else [{}]}))

@@ -130,6 +130,14 @@ class AsyncScheduler(Scheduler):
     """The kind that is scheduled ahead."""
 
 
+class DiffusionScheduler(Scheduler):
+    """The kind that vLLM chooses itself for a diffusion model, where no class is named."""
+
+
+class DiffusionAsyncScheduler(DiffusionScheduler, AsyncScheduler):
+    """The same, scheduled ahead."""
+
+
 class StatLoggerBase:
     """What vLLM's loggers derive from."""
 
@@ -158,9 +166,17 @@ def configuration(*, ahead: bool = False, **changed: Any) -> SimpleNamespace:
 @contextmanager
 def plugin(folder: Path, version: str = "0.32.0", without: str = "") -> Iterator[ModuleType]:
     """The plugin's package beside a vLLM of some version, which may lack one of its modules."""
-    names = {"scheduler": Scheduler, "async_scheduler": AsyncScheduler, "loggers": StatLoggerBase}
-    where = {"scheduler": "v1.core.sched", "async_scheduler": "v1.core.sched", "loggers": "v1.metrics"}
-    fakes = {f"vllm.{where[name]}.{name}": {kind.__name__: kind} for name, kind in names.items() if name != without}
+    kinds = {
+        "v1.core.sched.scheduler": (Scheduler,),
+        "v1.core.sched.async_scheduler": (AsyncScheduler,),
+        "v1.core.sched.diffusion_scheduler": (DiffusionScheduler, DiffusionAsyncScheduler),
+        "v1.metrics.loggers": (StatLoggerBase,),
+    }
+    fakes: dict[str, dict[str, Any]] = {
+        f"vllm.{path}": {kind.__name__: kind for kind in named}
+        for path, named in kinds.items()
+        if path.rsplit(".", 1)[1] != without
+    }
     fakes["vllm.version"] = {"__version__": version}
     before = dict(sys.modules)
     for path, content in fakes.items():

@@ -81,6 +81,35 @@ def test_a_server_that_does_not_come_to_rest_is_left_alone(tmp_path: Path) -> No
         assert control.apply({"max_num_seqs": 4}).outcome == "applied"
 
 
+@pytest.mark.parametrize("hidden", [("first step",), ("busy", "uncounted")], ids=" and ".join)
+def test_a_request_that_is_not_counted_yet_or_once_is_not_cut(tmp_path: Path, hidden: tuple[str, ...]) -> None:
+    launch = launch_of(tmp_path, "")
+    with control_of(launch) as control:
+        pid = control.pid
+        for name in hidden:
+            (launch.model / name).touch()
+        applied = control.apply({"max_num_seqs": 4})
+        assert (applied.outcome, applied.reason, control.pid) == ("refused", "requests still ran after 0.3 s", pid)
+
+
+def test_a_server_that_dies_while_it_comes_to_rest_is_started_on_the_new_set(tmp_path: Path) -> None:
+    launch = launch_of(tmp_path, "")
+    with control_of(launch) as control:
+        for name in ("busy", "dying"):
+            (launch.model / name).touch()
+        applied = control.apply({"max_num_seqs": 4})
+        assert applied.outcome == "applied"
+        assert [happening.stage for happening in applied.happenings] == ["died", "started", "verified"]
+
+
+def test_a_server_that_takes_too_long_to_answer_may_compute_and_is_left_alone(tmp_path: Path) -> None:
+    launch = launch_of(tmp_path, "")
+    with control_of(launch) as control:
+        pid = control.pid
+        (launch.model / "late").touch()
+        assert (control.apply({"max_num_seqs": 4}).outcome, control.pid) == ("refused", pid)
+
+
 @pytest.mark.parametrize(
     ("behaviour", "why"), [("dies with 4 seats", "head_dim 7"), ("mute with 4 seats", "without an answer")]
 )

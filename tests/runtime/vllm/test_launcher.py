@@ -50,17 +50,21 @@ def test_argv_says_the_model_the_port_and_what_bursar_relies_on() -> None:
     assert {"--enforce-eager", "--enable-prompt-tokens-details", "--enable-prefix-caching"} <= set(argv)
 
 
-def test_the_environment_is_offline_silent_and_free_of_bursars_own_variables() -> None:
+def test_the_environment_is_offline_silent_and_has_no_secret_and_no_other_pythons_settings() -> None:
     base = {
         "PATH": "/bin",
         "PYTHONPATH": "/x",
         "VIRTUAL_ENV": "/v",
         "BURSAR_SIGNING_KEY": "secret",
         "HF_HUB_OFFLINE": "0",
+        "SECOND_RUNTIME": "a secret under any name",
+        "VLLM_API_KEY": "a secret under one of vLLM's",
+        "VLLM_CPU_KVCACHE_SPACE": "4",
     }
     environment = BARE.environment(base, Path("scratch"))
     assert environment["PATH"] == "/bin"
-    assert not {"PYTHONPATH", "VIRTUAL_ENV", "BURSAR_SIGNING_KEY"} & environment.keys()
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "4"
+    assert base.keys() & environment.keys() == {"PATH", "HF_HUB_OFFLINE", "VLLM_CPU_KVCACHE_SPACE"}
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert environment["VLLM_NO_USAGE_STATS"] == "1"
     assert environment["CUDA_VISIBLE_DEVICES"] == ""

@@ -16,9 +16,23 @@ from typing import Any
 
 import pytest
 
+from runtime.attribution.engine import Attribution
+from runtime.attribution.weights import Weights
+from runtime.step_time import StepTime
+from runtime.telemetry.reader import Follower
+from runtime.telemetry.records import Parser
 from runtime.telemetry.writer import segments
 from tests.e2e.replay import finished_lines, replayed
-from tests.runtime.vllm.fake_vllm import PLUGIN, Request, Scheduler, assembled, configuration, plugin
+from tests.runtime.vllm.fake_vllm import (
+    PLUGIN,
+    DiffusionAsyncScheduler,
+    DiffusionScheduler,
+    Request,
+    Scheduler,
+    assembled,
+    configuration,
+    plugin,
+)
 
 ENGINE = "engine-3"
 STEPS_MAX = 5_000
@@ -97,6 +111,50 @@ def test_whatever_happens_the_stream_says_what_was_computed_for_whom(
     assert {stay.reason for stay in replay.stays} <= {"finished", "aborted", "preempted"}
 
 
+def test_one_that_is_resumed_ahead_of_the_steps_it_missed_is_not_taken_for_gone(
+    metered: Any, telemetry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two batches on their way it runs again, and nobody waits, before the step without it is written."""
+    scheduler = metered.MeteredScheduler(vllm_config=configuration(ahead=True))
+    for name in ("A", "R"):
+        scheduler.add_request(Request(name, 4, 9))
+    ahead = deque([scheduler.schedule(), scheduler.schedule()])
+    scheduler.preempt()
+    scheduler.update_from_output(ahead.popleft())
+    monkeypatch.setattr(Scheduler, "seats", 1)
+    ahead.append(scheduler.schedule())
+    scheduler.update_from_output(ahead.popleft())
+    scheduler.finish_requests("A")
+    ahead.append(scheduler.schedule())
+    assert "R" in ahead[-1].num_scheduled_tokens
+    while ahead:
+        scheduler.update_from_output(ahead.popleft())
+    run(scheduler)
+    scheduler.shutdown()
+    attribution, parser = Attribution(Weights.of(StepTime())), Parser()
+    records = [record for piece in Follower(telemetry).read(1 << 20) for record in parser.records(piece.data)]
+    shares = [share for record in records for share in attribution.take(record)]
+    told = {(share.request_id, share.reason, share.certainty, share.preemptions) for share in shares}
+    assert told == {("A", "aborted", "exact", 0), ("R", "finished", "exact", 1)}
+    assert attribution.totals.prompt_tokens == 8
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("is_asked_to_meter", [False, True])
+def test_a_diffusion_model_has_the_scheduler_that_vllm_chooses_for_it(
+    metered: Any, telemetry: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool, is_asked_to_meter: bool
+) -> None:
+    """Which vLLM does only while no class is named: ours must not be a plain one in its place."""
+    if not is_asked_to_meter:
+        monkeypatch.delenv("BURSAR_TELEMETRY")
+    scheduler = metered.MeteredScheduler(vllm_config=configuration(ahead=ahead, diffusion_config=object()))
+    assert isinstance(scheduler, DiffusionScheduler)
+    assert isinstance(scheduler, DiffusionAsyncScheduler) == ahead
+    scheduler.add_request(Request("R", 4, 2))
+    assert run(scheduler)[0] == {"R": 5}
+    assert telemetry.exists() == is_asked_to_meter
+
+
 def test_the_facts_say_what_runs(metered: Any, telemetry: Path) -> None:
     metered.MeteredScheduler(vllm_config=configuration())
     facts = facts_of(telemetry)
@@ -129,6 +187,11 @@ REFUSED = [
     ({"speculative_config": object()}, "0.32.1", "more than one token a step"),
     ({"diffusion_config": object()}, "0.32.0", "does not decode token by token"),
     ({"kv_transfer_config": SimpleNamespace(kv_connector="NixlConnector")}, "0.32.0", "KV connector NixlConnector"),
+    (
+        {"kv_transfer_config": SimpleNamespace(kv_connector="LMCacheMPConnector")},
+        "0.32.0",
+        "KV connector LMCacheMPConnector is not vLLM's own offload tier",
+    ),
 ]
 
 

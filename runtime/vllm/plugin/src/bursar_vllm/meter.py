@@ -50,11 +50,14 @@ class Join(NamedTuple):
 class Batch:
     """A step that was scheduled and whose result is not known yet."""
 
-    __slots__ = ("begin_us", "joins", "leaves", "takes", "tokens")
+    __slots__ = ("begin_us", "counts", "joins", "leaves", "takes", "tokens")
 
-    def __init__(self, begin_us: int, tokens: int, joins: list[Join], takes: list[tuple[int, int]]) -> None:
+    def __init__(
+        self, begin_us: int, tokens: int, counts: tuple[int, int], joins: list[Join], takes: list[tuple[int, int]]
+    ) -> None:
         self.begin_us = begin_us
         self.tokens = tokens
+        self.counts = counts
         self.joins = joins
         self.takes = takes
         self.leaves: list[tuple[int, str, int]] = []
@@ -80,15 +83,22 @@ class StepMeter:
         self._queued_us.setdefault(request_id, self._clock_us())
 
     def scheduled(
-        self, begin_us: int, entered: Iterable[str], chunks: Mapping[str, int], tokens: int, requests: Mapping[str, Any]
+        self,
+        begin_us: int,
+        entered: Iterable[str],
+        chunks: Mapping[str, int],
+        tokens: int,
+        requests: Mapping[str, Any],
+        counts: tuple[int, int],
     ) -> None:
         """A step was scheduled: `chunks` are the tokens that each request computes in it, `tokens` their sum.
 
         `entered` are the requests that were not in the step before; `requests` are the scheduler's, which by now
-        count this step's tokens as computed.
+        count this step's tokens as computed. `counts` are those that run and that wait now: when the step is done the
+        next ones may be scheduled, and who waits in this one may be in a batch whose join is not written yet.
         """
         if not tokens:
-            self._batches.append(Batch(begin_us, 0, [], []))
+            self._batches.append(Batch(begin_us, 0, counts, [], []))
             return
         joins = [self._join(begin_us, requests[request_id], chunks[request_id]) for request_id in entered]
         takes = []
@@ -105,16 +115,16 @@ class StepMeter:
         takes.extend(self._absent(chunks, takes))
         if decoded != decoding:
             raise Unsayable(f"{decoding} requests decoded {decoded} tokens in one step")
-        self._batches.append(Batch(begin_us, tokens, joins, takes))
+        self._batches.append(Batch(begin_us, tokens, counts, joins, takes))
 
-    def computed(self, used_blocks: int, running: int, waiting: int) -> None:
+    def computed(self, used_blocks: int) -> None:
         """The step that was scheduled first of those on their way is done."""
         batch = self._batches.popleft()
         if batch.tokens:
             end_us = max(self._clock_us(), self._end_us)
             for join in batch.joins:
                 self._writer.join(*join)
-            self._writer.step(max(batch.begin_us, self._end_us), end_us, used_blocks, running, waiting, batch.takes)
+            self._writer.step(max(batch.begin_us, self._end_us), end_us, used_blocks, *batch.counts, batch.takes)
             self._end_us = end_us
         for leave in batch.leaves:
             self._write_leave(*leave)

@@ -16,6 +16,10 @@ try:
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 except ImportError:  # another version: it is served without telemetry
     AsyncScheduler = Scheduler
+try:
+    from vllm.v1.core.sched.diffusion_scheduler import DiffusionAsyncScheduler, DiffusionScheduler
+except ImportError:  # the same
+    DiffusionAsyncScheduler, DiffusionScheduler = AsyncScheduler, Scheduler
 
 NULL_BLOCKS = 1  # of the pool, never given to a request
 
@@ -84,12 +88,11 @@ class Metering(Scheduler):  # type: ignore[misc]
         entered = [request.req_id for request in output.scheduled_new_reqs]
         entered.extend(output.scheduled_cached_reqs.resumed_req_ids)
         chunks, tokens = output.num_scheduled_tokens, output.total_num_scheduled_tokens
-        meter.scheduled(begin_us, entered, chunks, tokens, self.requests)
+        meter.scheduled(begin_us, entered, chunks, tokens, self.requests, self.get_request_counts())
 
     def _tell_computed(self, meter: StepMeter) -> None:
-        running, waiting = self.get_request_counts()
         used = self._blocks - self.kv_cache_manager.block_pool.get_num_free_blocks()
-        meter.computed(used, running, waiting)
+        meter.computed(used)
 
     def _tell_queued(self, meter: StepMeter, request: Any) -> None:
         if getattr(request, "resumable", False):
@@ -126,11 +129,21 @@ class Metering(Scheduler):  # type: ignore[misc]
         refuse(getattr(self, "_source", "engine-0"), {"engine": f"vllm {__version__}"}, reason)
 
 
+class MeteredDiffusion(Metering, DiffusionScheduler):  # type: ignore[misc]
+    """The scheduler of a diffusion model, which says that it cannot be metered."""
+
+
+class MeteredAsyncDiffusion(Metering, DiffusionAsyncScheduler):  # type: ignore[misc]
+    """The same, where steps are scheduled ahead."""
+
+
 class MeteredScheduler(Metering, AsyncScheduler):  # type: ignore[misc]
-    """The metered scheduler of the kind that the configuration asks for: asynchronous, or not."""
+    """The metered scheduler of the kind that the configuration asks for: asynchronous, or not, or of diffusion."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Make the other kind where steps are not scheduled ahead; vLLM takes one class for both."""
+        """Make the kind that vLLM 0.32 would choose itself, were it not told one class for all."""
         config = kwargs.get("vllm_config") or (args[0] if args else None)
         ahead = getattr(getattr(config, "scheduler_config", None), "async_scheduling", None)
+        if getattr(config, "diffusion_config", None) is not None:
+            return (MeteredAsyncDiffusion if ahead else MeteredDiffusion)(*args, **kwargs)
         return super().__new__(cls) if ahead else Metering(*args, **kwargs)

@@ -48,7 +48,7 @@ def why_not(version: str, config: Any) -> str | None:
         return "a diffusion model does not decode token by token"
     transfer = config.kv_transfer_config
     if transfer is not None and transfer.kv_connector != "OffloadingConnector":
-        return f"the KV connector {transfer.kv_connector} moves requests between engines"
+        return f"the KV connector {transfer.kv_connector} is not vLLM's own offload tier (kv_offloading_backend native)"
     return None
 
 
