@@ -9,6 +9,10 @@ from tests.load.accounts import CHARGES_SQL, agreement, window_start_s
 
 _USAGE_SQL = """
 SELECT event_id, request_id, hold_id, status, http_status, error_code, certainty, charges FROM usage
+WHERE status != 'adjusted'
+"""
+_CORRECTIONS_SQL = """
+SELECT event_id, count() AS rows FROM usage WHERE status = 'adjusted' GROUP BY event_id HAVING rows > 1
 """
 _OPENED_SQL = "SELECT hold_id, request_id, charges FROM hold WHERE action = 'opened'"
 _VOIDED_SQL = "SELECT hold_id FROM hold WHERE action = 'voided'"
@@ -19,7 +23,7 @@ FROM events GROUP BY writer
 
 
 def usage(ledger: LedgerClient) -> list[dict[str, Any]]:
-    """Every `usage` row."""
+    """Every settlement: the `usage` row of each request, without its corrections by attribution."""
     return ledger.rows(_USAGE_SQL)
 
 
@@ -40,6 +44,7 @@ def ledger_faults(ledger: LedgerClient) -> list[str]:
     for name in ("event_id", "request_id", "hold_id"):
         counts = Counter(row[name] for row in rows if row[name])
         faults += [f"{name} {value} has {count} usage rows" for value, count in counts.items() if count > 1]
+    faults += [f"correction {row['event_id']} is there {row['rows']} times" for row in ledger.rows(_CORRECTIONS_SQL)]
     for row in ledger.rows(_SEQS_SQL):
         seqs = [int(row[name]) for name in ("first", "last", "seqs")]
         if seqs != [1, int(row["records"]), int(row["records"])]:

@@ -25,7 +25,7 @@ HOLD_TTL_S = 3
 NOTICE_S = 1.0  # from its time being up to a hold being charged
 STREAMS = 6
 LONG_OUTPUT_TOKENS = 500  # some three seconds of answer
-ROWS_SQL = "SELECT * FROM usage ORDER BY request_id"
+ROWS_SQL = "SELECT * FROM usage WHERE status != 'adjusted' ORDER BY request_id"
 
 
 @pytest.fixture(scope="module")

@@ -99,10 +99,13 @@ def test_the_calibration_is_kept_and_used_by_commands(measured: Measured, tmp_pa
     path = tmp_path / "calibrations" / "tiny.json"
     measured.calibration.save(path)
     assert Calibration.load(path) == measured.calibration
-    arguments = ("--trace", "azure_llm_2023_conv", "--calibration", str(path), "--set", "max_num_seqs=8", "--json")
+    trace = tmp_path / "trace.csv"
+    rows = (f"2023-11-16 18:15:{second:02d}.0000000,{200 + second},40\n" for second in range(60))
+    trace.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(rows), encoding="utf-8")
+    arguments = ("--trace", str(trace), "--calibration", str(path), "--set", "max_num_seqs=8", "--json")
     found = json.loads(bursar("runtime", "simulate", *arguments).stdout)
     assert found["engine"]["max_num_seqs"] == 8
-    assert found["requests"] == 19_366
+    assert found["requests"] == 60
     assert found["finished"] + found["refused"] == found["requests"]
 
 
