@@ -96,15 +96,12 @@ class Attributing:
         of.metrics.watch(names.ATTRIBUTION_DROPPED, lambda: sum(each.dropped for each in self.claims.tallies.values()))
 
     async def run(self) -> None:
-        """Follow until cancelled, then once more; a journal that takes nothing is waited for."""
-        try:
-            while True:
-                await asyncio.sleep(POLL_S)
-                # A round that is cut short would leave records out, and what follows would be shared out wrongly.
-                self._round = asyncio.create_task(self._around())
-                await asyncio.shield(self._round)
-        finally:
-            await self._close()
+        """Follow until cancelled; a journal that takes nothing is waited for."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            # A round that is cut short would leave records out, and what follows would be shared out wrongly.
+            self._round = asyncio.create_task(self._around())
+            await asyncio.shield(self._round)
 
     async def poll(self, now_us: int) -> None:
         """Once around: take what runtimes have told, post it, and begin the samples that are due."""
@@ -171,7 +168,7 @@ class Attributing:
                 log.error("accelerator time is not attributed now", reason=str(error))
             self._said = str(error)
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
         """Let the round under way end, take what has come by now, and let go of everything; not for ever."""
         try:
             with suppress(TimeoutError):

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from domain.tasks import end
 from gateway import assembly
 from gateway.approvals import ApprovalError
 from gateway.attributing import Attributing
@@ -167,9 +168,10 @@ class Worker:
             await asyncio.gather(*serving)
         finally:
             self.home.remove_run(self.run_name)
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            await end(background)
+            closing = asyncio.create_task(attributing.close())
+            closing.add_done_callback(_say_ended)
+            await asyncio.wait([closing])
             await of.noticing.close()
             await self.checks.close()
             await self.schema_checks.close()

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from domain.amounts import Amounts
+from domain.tasks import end
 from ledger.book import Book, Crossing, Route
 from ledger.exchange_lines import tag_of
 from ledger.holds import Demand
@@ -106,8 +107,7 @@ class LeaseKeeper:
                 else:
                     self._succeeded()
         finally:
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+            await end([listening])
 
     async def fetch(self, route: Route, demand: Demand, timeout_s: float = FETCH_S) -> Fetched:
         """Ask for what a demand lacks here, recalling it from other replicas where need be."""

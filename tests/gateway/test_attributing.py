@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from domain.ids import uuid7
+from domain.tasks import end
 from gateway.attributing import ACCOUNT_S_MAX, Attributing
 from gateway.claims import Claim
 from gateway.config_file import load
@@ -331,8 +332,8 @@ async def test_closing_does_not_wait_for_ever_for_a_round_that_does_not_end(
     async with asyncio.timeout(20):
         while part._round is None:  # noqa: ASYNC110 nothing tells of it
             await asyncio.sleep(0.01)
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await end([running])
+        await part.close()
     assert Lease(worker.home.run / "sampler.lock").is_ours()
 
 
@@ -354,8 +355,8 @@ async def test_ending_posts_what_has_come_by_then(worker: OneWorker) -> None:
     running = asyncio.create_task(part.run())
     await asyncio.sleep(0.4)
     computed(worker, told, settle(of, await admitted(of)), 50)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await end([running])
+    await part.close()
     assert spent(of) == 50
     (control,) = [row for row in worker.records("control") if row["action"] == "adjusted"]
     assert control["detail"]["rows"] == 1

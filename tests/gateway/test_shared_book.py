@@ -79,7 +79,11 @@ class Replica:
         self.admin.close()
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(60)
+        try:
+            return self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"replica {self.name} does not end:\n{self.log.read_text()[-4_000:]}") from None
 
     def _runs(self, path: Path) -> bool:
         assert self.process.poll() is None, self.log.read_text()
