@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from bench.vllm_engine import SHAPES
 from runtime.calibration.accuracy import METRICS, Accuracy, Compared, Figures
 
 DOCS: Final = Path("docs") / "accuracy.md"
@@ -36,7 +37,17 @@ def write_docs(kept: Mapping[str, Mapping[str, Any]], docs: Path = DOCS) -> None
     if not begin or not end:
         raise ValueError(f"{docs} has no place for the tables: it needs the lines {BEGIN} and {END}")
     tables = "\n".join(line for name, parts in kept.items() for line in _shape(name, parts))
-    docs.write_text(f"{head}{BEGIN}\n\n{tables}\n{END}{tail}", encoding="utf-8")
+    docs.write_text(f"{head}{BEGIN}\n\n{coverage(kept)}\n\n{tables}\n{END}{tail}", encoding="utf-8")
+
+
+def coverage(kept: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of what there are tables and of what there are none, in a line."""
+    asked = [(f"accuracy on {shape.name}", shape.name, "accuracy") for shape in SHAPES]
+    asked.append(("ranking of configurations", SHAPES[0].name, "ranking"))
+    done = [label for label, shape, part in asked if part in kept.get(shape, {})]
+    lacking = [label for label, shape, part in asked if part not in kept.get(shape, {})]
+    said = f"Measured: {', '.join(done) or 'nothing yet'}."
+    return f"{said} Not measured, so without a table: {', '.join(lacking)}." if lacking else said
 
 
 def _shape(name: str, parts: Mapping[str, Any]) -> Iterator[str]:

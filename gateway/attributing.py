@@ -32,13 +32,16 @@ AGAIN_S = 2
 CLOSE_S_MAX = 10.0
 # For as long as this the ledger is asked where an account of before ended; without it, it begins with what comes.
 ACCOUNT_S_MAX = 60.0
+# After a fault of ours telemetry is followed again, from what comes then; where that fails again, no more often.
+RETRY_S = 300
 
 
 @dataclass(slots=True)
 class Followed:
     """One runtime: what is followed of it, its samples, and when the next one is due.
 
-    `engines` is None without a folder of telemetry, and once following it has failed by a fault of ours.
+    `engines` is None without a folder of telemetry, and where following it has failed by a fault of ours until
+    `retry_us`, which is 0 otherwise. `told` is how many accelerators its engines were last found to have.
     """
 
     runtime: Runtime
@@ -48,6 +51,8 @@ class Followed:
     due_us: int
     sampling: asyncio.Task[None] | None = None
     said: str = ""
+    retry_us: int = 0
+    told: int = 0
 
     def close(self) -> None:
         """Let go of it."""
@@ -70,8 +75,9 @@ class Attributing:
         find_ledger: Callable[[], LedgerClient | None],
     ) -> None:
         def record(row: dict[str, Any]) -> None:
-            # Not among the recent rows, where settlements are looked for.
+            # Beside the recent rows and not among them, where settlements are looked for.
             of.sequences.append(of.journal, row["org"], row)
+            of.recent.correct(row)
 
         self._home = home
         self._replica = replica
@@ -85,12 +91,14 @@ class Attributing:
         self._again_us = 0
         self._round: asyncio.Task[None] | None = None
         self._said = ""
+        self._has_failed = False
         self._unheard = Unheard()
         self._newest = ""
         self._began_us = of.now_us()
         self._announced: dict[tuple[str, str], int] = {}
         self.claims = Claims(of, Adjustments(of.book, of.journal, record, controls, of.announce_crossings), find_ledger)
         of.metrics.watch_runtimes(self.shown)
+        of.metrics.watch(names.ATTRIBUTION_STOPPED, lambda: self.stopped)
         of.metrics.watch(names.ATTRIBUTION_WAITING, lambda: self.claims.waiting)
         of.metrics.watch(names.ATTRIBUTION_POSTED, lambda: sum(each.posted for each in self.claims.tallies.values()))
         of.metrics.watch(names.ATTRIBUTION_DROPPED, lambda: sum(each.dropped for each in self.claims.tallies.values()))
@@ -101,7 +109,19 @@ class Attributing:
             await asyncio.sleep(POLL_S)
             # A round that is cut short would leave records out, and what follows would be shared out wrongly.
             self._round = asyncio.create_task(self._around())
-            await asyncio.shield(self._round)
+            try:
+                await asyncio.shield(self._round)
+            except Exception:
+                # What was half posted may not be posted again by this process: the ledger knows, once it is restarted.
+                self._has_failed = True
+                raise
+
+    @property
+    def stopped(self) -> int:
+        """How many runtimes are not followed now by a fault of ours; all of them once this part has ended by one."""
+        if self._has_failed:
+            return max(1, len(self._followed))
+        return sum(each.retry_us > 0 for each in self._followed.values())
 
     async def poll(self, now_us: int) -> None:
         """Once around: take what runtimes have told, post it, and begin the samples that are due."""
@@ -128,15 +148,16 @@ class Attributing:
             return
         try:
             self.claims.take(await followed.engines.poll(now_us))
+            self.claims.hear(followed.runtime.id, followed.engines.finished)
             self._say(followed, followed.engines)
         except OSError as error:
             if str(error) != followed.said:
                 log.error("telemetry cannot be read now", runtime=followed.runtime.id, reason=str(error))
             followed.said = str(error)
         except Exception:
-            log.exception("telemetry is followed no more; restart to follow it again", runtime=followed.runtime.id)
+            log.exception("telemetry is not followed now", runtime=followed.runtime.id, again_in_s=RETRY_S)
             followed.engines.close()
-            followed.engines = None
+            followed.engines, followed.retry_us = None, now_us + RETRY_S * US
 
     def _hear(self) -> None:
         """Claim nothing at all for requests that were charged by their bound and that no engine computed."""
@@ -209,6 +230,9 @@ class Attributing:
                 await self._read(followed, now_us)
                 del self._followed[name]
                 followed.close()
+            elif 0 < followed.retry_us <= now_us:
+                del self._followed[name]
+                followed.close()
             elif runtime != followed.runtime:
                 followed.runtime = runtime
                 if followed.engines is not None:
@@ -244,6 +268,7 @@ class Attributing:
         try:
             gpus = followed.runtime.gpus
             await followed.sampler.sample(client.spec, followed.engines, tally, gpus, is_ours=is_ours)
+            _compare(followed)
         except JournalError as error:
             log.error("a sample could not be written", runtime=followed.runtime.id, reason=str(error))
         except Exception:
@@ -281,6 +306,17 @@ def telemetry_of(runtime: Runtime, loaded: LoadedConfig, home: Home) -> Path | N
     if runtime.telemetry is not None:
         return loaded.path.parent / runtime.telemetry
     return home.telemetry(f"sim-{runtime.id}") if runtime.is_sim else None
+
+
+def _compare(followed: Followed) -> None:
+    """Say once that engines have other accelerators than are configured: a warning where a number was configured."""
+    told = 0 if followed.engines is None else followed.engines.told_accelerators()
+    configured = followed.runtime.gpus
+    if told in (0, configured, followed.told):
+        return
+    followed.told = told
+    say = log.warning if "gpus" in followed.runtime.model_fields_set else log.info
+    say("accelerators", runtime=followed.runtime.id, configured=configured, told=told, counted=told)
 
 
 def _interval_us(runtime: Runtime) -> int:

@@ -26,6 +26,7 @@ from ledger.journal import JournalError
 from ledger.tables import ADJUSTED
 from runtime.attribution.shares import Share
 from runtime.power import Source
+from runtime.telemetry.records import Finished
 
 log = structlog.get_logger(__name__)
 REASON = ACTOR = "attribution"
@@ -149,6 +150,11 @@ class Claims:
                 if not tally.dropped:
                     log.error("a share is more than any request can take", runtime=claim.runtime)
                 tally.dropped += 1
+
+    def hear(self, runtime: str, finished: Iterable[Finished]) -> None:
+        """Take what the front end of a runtime says of requests that finished, to compare."""
+        for each in finished:
+            self._checks.hear(runtime, bursar_id(each.request_id), each, self._of.now_us())
 
     async def post(self) -> None:
         """Post what has been settled; what has not, waits, and what is of nobody here is counted."""

@@ -265,8 +265,8 @@ class Scope(Section):
         return tuple((dimension, value) for dimension, value in self if value is not None)
 
 
-# Resources that are in the vector and that no runtime of this version reports.
-UNMETERED = ("kv_block_us", "energy_uj")
+# Resources that are metered only once a request has ended: a hold has no estimate of them.
+NOT_HELD = ("kv_block_us", "energy_uj")
 
 
 class Budget(Section):
@@ -284,9 +284,12 @@ class Budget(Section):
 
     @field_validator("resource")
     @classmethod
-    def _metered(cls, value: str) -> str:
-        if value in UNMETERED:
-            raise ValueError(f"{value} is not metered by this version, so a budget on it would never refuse anything")
+    def _held(cls, value: str) -> str:
+        if value in NOT_HELD:
+            raise ValueError(
+                f"{value} is metered, but not estimated by a hold, so a budget on it could refuse nothing in time: "
+                "limit gpu_us or tokens"
+            )
         return value
 
     @field_validator("window")

@@ -17,6 +17,7 @@ from domain.intent import Intent, Principal
 from gateway import errors, openapi, views
 from gateway.approvals import Approval
 from gateway.catalogue import Offer
+from gateway.corrections import Sum, summed, usage_view
 from gateway.errors import ErrorKind, Refusal
 from gateway.governance import Governance
 from gateway.identity import read_head
@@ -25,10 +26,10 @@ from gateway.keys import Key, KeyStore
 from gateway.live import Live
 from gateway.pseudonyms import Pseudonyms
 from gateway.requests import ENDPOINTS
-from gateway.rows import ABSENT
 from ledger.book import Headroom
 from ledger.client import LedgerClient, LedgerUnavailable, QueryFailed
 from ledger.journal import JournalError
+from ledger.tables import ADJUSTED
 from observability.metrics import CONTENT_TYPE
 from policy.port import PolicyUnavailable
 
@@ -41,10 +42,10 @@ _KINDS: dict[int, ErrorKind] = {404: errors.UNKNOWN_ROUTE, 405: errors.METHOD_NO
 _USAGE_SQL = """
 SELECT * FROM usage
 WHERE request_id = {request_id:String} AND org = {org:String} AND team = {team:String} AND app = {app:String}
-  AND status != 'adjusted'
   AND ts >= UUIDv7ToDateTime(toUUIDOrZero({request_id:String}), 'UTC') - INTERVAL 1 HOUR
   AND ts < UUIDv7ToDateTime(toUUIDOrZero({request_id:String}), 'UTC') + INTERVAL 7 DAY
-LIMIT 1
+ORDER BY status = 'adjusted', ts, seq
+LIMIT 1000
 """
 
 
@@ -205,13 +206,14 @@ async def budgets(plane: Plane, principal: Caller) -> dict[str, Any]:
 @router.get("/v1/usage/{request_id}")
 async def usage(request_id: str, plane: Plane, principal: Caller) -> dict[str, Any]:
     """What one request of the caller's used: from memory while it is recent, then from the ledger."""
-    row = plane.of.recent.get(request_id)
+    recent = plane.of.recent
+    row, corrections = recent.get(request_id), recent.corrected(request_id)
     if row is None:
-        row = await asyncio.to_thread(_from_ledger, plane.ledger, request_id, principal)
+        row, corrections = await asyncio.to_thread(_from_ledger, plane.ledger, request_id, principal)
     if row is None or (row["org"], row["team"], row["app"]) != principal[:3]:
         message = f"No request {request_id!r} of yours is known; a row reaches the ledger within seconds."
         raise Refused(Refusal(errors.USAGE_NOT_FOUND, message))
-    return {"object": "usage", **ABSENT, **row}
+    return usage_view(row, corrections)
 
 
 @router.get("/v1/approvals/{approval_id}")
@@ -251,12 +253,15 @@ def _model_view(model: str) -> dict[str, Any]:
 
 def _from_ledger(
     find: Callable[[], LedgerClient | None], request_id: str, principal: Principal
-) -> dict[str, Any] | None:
+) -> tuple[dict[str, Any] | None, Sum | None]:
+    """The settlement of a request, and the sum of its corrections; both None where it is not known."""
     client = find()
     if client is None:
-        return None
+        return None, None
     try:
         rows = client.rows(_USAGE_SQL, request_id=request_id, org=principal.org, team=principal.team, app=principal.app)
     except (LedgerUnavailable, QueryFailed) as error:
         raise Refused(Refusal(errors.GOVERNANCE_UNAVAILABLE, f"The ledger cannot be asked now: {error}.")) from error
-    return rows[0] if rows else None
+    if not rows or rows[0]["status"] == ADJUSTED:
+        return None, None
+    return rows[0], summed(rows[1:])

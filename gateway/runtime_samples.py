@@ -1,7 +1,8 @@
 """Runtime samples: a `runtime_sample` row of each runtime every so often, written by one gateway of the home.
 
 A row says what the runtime did since the row before, from its telemetry, and what its counters say now. A runtime that
-does not answer has a row with `state` away, so that a gap in its account has a reason.
+does not answer has a row with `state` away, so that a gap in its account has a reason. All that a row says of the
+account is a difference to the row before, but for `in_flight_us`: that is the level now.
 """
 
 import fcntl
@@ -14,11 +15,10 @@ import orjson
 
 from domain.ids import uuid7
 from gateway.claims import Tally
-from gateway.engine_accounts import EngineAccounts
+from gateway.engine_accounts import DONE_MAX, EngineAccounts
 from gateway.governance import Governance
 from gateway.scraping import Scraped, ScrapeFailed, scrape
 from ledger.client import LedgerClient, LedgerUnavailable
-from runtime.attribution.shares import Totals
 from runtime.port import RuntimeSpec
 
 ANSWERS, AWAY = "answers", "away"
@@ -71,7 +71,6 @@ class Sampler:
     def __init__(self, of: Governance, replica: str) -> None:
         self._of = of
         self._replica = replica
-        self._totals = Totals()
         self._foreign_us = 0
 
     async def sample(
@@ -88,13 +87,12 @@ class Sampler:
                 scraped = await scrape(spec.base_url)
             except ScrapeFailed:
                 scraped = None
-        if engines is not None:
-            counters = None if scraped is None else scraped.counters
-            if counters is not None and counters.running == counters.waiting == 0:
-                engines.rest(asked_us)
+        if engines is not None and scraped is not None:
+            is_busy = bool(scraped.counters.running or scraped.counters.waiting)
+            engines.rest(asked_us, scraped.engines, is_busy=is_busy)
         if (scraped is None and engines is None) or (is_ours and not self._of.has_room()):
             return
-        row = {**self._head(spec, gpus if engines is None else engines.accelerators()), **_shown(scraped)}
+        row = {**self._head(spec, gpus), **_shown(scraped)}
         if engines is not None:
             row |= self._account(engines, tally)
         if is_ours:
@@ -113,18 +111,18 @@ class Sampler:
 
     def _account(self, engines: EngineAccounts, tally: Tally) -> dict[str, Any]:
         """What the engines did since the row before; the next one goes on from here."""
-        totals = engines.totals()
-        new, self._totals = totals.since(self._totals), totals
+        accelerators, new = engines.since_asked()
         foreign_us, self._foreign_us = tally.foreign_us - self._foreign_us, tally.foreign_us
+        in_flight_us = sum(account.in_flight_us for account in engines.accounts.values())
         named = ("steps", "wall_us", "capacity_us", "busy_us", "idle_us", "lost_us", "attributed_us", "unattributed_us")
-        until = {source: account.totals.until_us for source, account in engines.accounts.items()}
         return {
+            "accelerators": accelerators,
             **{name: getattr(new, name) for name in (*named, "kv_block_us", "energy_uj", "losses", "uncertain")},
-            "foreign_us": foreign_us,
-            "in_flight_us": sum(account.in_flight_us for account in engines.accounts.values()),
+            "foreign_us": min(foreign_us, DONE_MAX),
+            "in_flight_us": min(in_flight_us, DONE_MAX),
             "energy_source": engines.power.source if new.energy_uj else "",
             "nvml_busy_permille": engines.power.busy_permille,
-            "sources": orjson.dumps(until).decode(),
+            "sources": orjson.dumps(engines.known_until_us()).decode(),
         }
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from runtime.vllm.sampling import MetricsError, VllmCounters, parse_metrics, samples_by_name, total
+from runtime.vllm.sampling import MetricsError, VllmCounters, parse_metrics, samples_by_name, total, values
 
 TIMEOUT_S = 10.0
 # Some 60 KB for each engine of a vLLM; it is searched in one go.
@@ -25,10 +25,11 @@ class ScrapeFailed(Exception):
 
 
 class Scraped(NamedTuple):
-    """The counters of a runtime, and how often it has preempted a request."""
+    """The counters of a runtime, how often it has preempted a request, and of how many engines it shows them."""
 
     counters: VllmCounters
     preemptions: int
+    engines: int
 
 
 async def scrape(base_url: str) -> Scraped:
@@ -42,6 +43,8 @@ async def scrape(base_url: str) -> Scraped:
             if answer.status != HTTPStatus.OK:
                 raise ScrapeFailed(f"its /metrics answered {answer.status}")
         text = b"\n".join([*_WANTED.findall(page), b""]).decode(errors="replace")
-        return Scraped(parse_metrics(text), total(samples_by_name(text, None), "num_preemptions_total"))
+        samples = samples_by_name(text, None)
+        engines = len(values(samples, "num_requests_running"))
+        return Scraped(parse_metrics(text), total(samples, "num_preemptions_total"), engines)
     except (aiohttp.ClientError, TimeoutError, MetricsError) as error:
         raise ScrapeFailed(f"its /metrics cannot be read: {error or 'no answer in time'}") from error

@@ -24,7 +24,10 @@ REMEMBERED_MAX = 500_000
 
 
 class TrafficWorkload:
-    """Requests as a workload; `read` begins to read them anew."""
+    """Requests as a workload; `read` begins to read them anew.
+
+    `unrecorded` is how many requests of the last pass say nothing of how their prompts begin.
+    """
 
     block_tokens = BLOCK_TOKENS
 
@@ -32,14 +35,16 @@ class TrafficWorkload:
         self.name = name
         self._read = read
         self._remembered_max = remembered_max
+        self.unrecorded = 0
 
     def __iter__(self) -> Iterator[Arrival]:
         """The requests in order, timed from the first."""
         prefixes = Prefixes(self.block_tokens, self._remembered_max)
-        first_us = -1
+        first_us, self.unrecorded = -1, 0
         for request in self._read():
             first_us = request.arrived_us if first_us < 0 else first_us
             blocks = prefixes.blocks(request) if request.prompt_bytes else ()
+            self.unrecorded += not blocks
             yield Arrival(request.arrived_us - first_us, request.input_tokens, request.output_tokens, blocks)
 
 

@@ -182,7 +182,7 @@ def charges_of(group: Mapping[str, Any], terms: Terms, month: Period, within: Pe
         meters = _token_meters(group, terms.prices.get(group["price_version"]))
     else:
         digits, cost = _GPU_DIGITS, int(group["gpu_cost_nusd"])
-        meters = _gpu_meters(group, terms.rates_nusd_per_hour.get(group["runtime"], 0))
+        meters = _gpu_meters(group, terms.rates_nusd_per_hour.get(group["runtime"]))
     rest = cost * 10 ** (digits - _NANO_DIGITS) - sum(meter.quantity * meter.price for meter in meters)
     if rest or not meters:
         meters.append(_difference(rest, digits))
@@ -329,10 +329,10 @@ def _token_meters(group: Mapping[str, Any], prices: Prices | None) -> list[_Mete
     ]
 
 
-def _gpu_meters(group: Mapping[str, Any], nusd_per_hour: int) -> list[_Meter]:
-    """The accelerator time of a group, at the rate that its runtime has now."""
+def _gpu_meters(group: Mapping[str, Any], nusd_per_hour: int | None) -> list[_Meter]:
+    """The accelerator time of a group, at the rate that its runtime has now; none when that is not known any more."""
     gpu_us = int(group["gpu_us"])
-    if not gpu_us:
+    if not gpu_us or nusd_per_hour is None:
         return []
     price_digits = _GPU_DIGITS - 6
     price = nusd_per_hour * 10 ** (price_digits - _NANO_DIGITS) // _HOUR_S

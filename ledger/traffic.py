@@ -75,9 +75,9 @@ def traffic_of(ask: Ask, span: Span, model: str = "") -> Traffic:
     known = {str(row["served_model"]): row for row in rows if int(row["requests"])}
     if model and model not in known:
         served = f": there are {', '.join(sorted(known))}" if known else ""
-        raise NoTraffic(f"no request of model {model} was served in that time{served}")
+        raise NoTraffic(f"no chat or completion of model {model} was served in that time{served}")
     if not known:
-        raise NoTraffic("no request was served in that time: ask for a longer one with --since")
+        raise NoTraffic("no chat or completion was served in that time: ask for a longer one with --since")
     if not model and len(known) > 1:
         raise NoTraffic(f"several models served in that time: name one with --model, of {', '.join(sorted(known))}")
     [(name, row)] = [(name, row) for name, row in known.items() if name == model or not model]

@@ -38,6 +38,7 @@ WATCHED = {
     names.RISK_SCORES_UNTOLD: "Additions to risk scores that other replicas were not told, for want of room.",
     names.WEBHOOK_EVENTS_DROPPED: "Events that were never sent to a webhook, because too many waited for it.",
     names.WEBHOOK_EVENTS_FAILED: "Events that a webhook did not take, also when tried again.",
+    names.ATTRIBUTION_STOPPED: "Runtimes whose telemetry is not followed now, because following it failed.",
     names.ATTRIBUTION_WAITING: "Requests whose accelerator time is known before they are settled or found.",
     names.ATTRIBUTION_POSTED: "Correction rows that brought requests from estimated to attributed accelerator time.",
     names.ATTRIBUTION_DROPPED: "Shares of accelerator time that were given up, because too many waited.",

@@ -1,5 +1,6 @@
 """`bursar budget`: what budgets have left, and grants."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from ledger.gpu_report import PEAKS_SQL
 app = typer.Typer(help="List, show and raise budgets.", no_args_is_help=True)
 _BUDGET_COLUMNS = ("id", "owner", "scope", "resource", "limit", "window", "mode")
 _COUNTER_COLUMNS = ("budget", "counter", "resource", "window", "limit", "spent", "held", "remaining", "band")
-_PEAK_COLUMNS = ("counter", "window_start_s", "peak", "overshoot")
+_PEAK_COLUMNS = ("counter", "window_start", "peak", "overshoot")
 # What is charged by estimate first, and corrected later: their budgets can be overshot.
 ATTRIBUTED = ("gpu_us", "gpu_cost_nusd")
 _ELSEWHERE = ("spent_elsewhere", "held_elsewhere", "stranded")
@@ -42,9 +43,12 @@ def show(budget: str, home: HomeOption = HOME, config: ConfigOption = CONFIG, as
         complain(f"there is no budget {budget}")
         raise typer.Exit(1)
     (shown,) = seen["budgets"]
-    if shown["resource"] in ATTRIBUTED and not shown["window"].startswith("rolling"):
+    is_rolling = shown["window"].startswith("rolling")
+    if shown["resource"] in ATTRIBUTED and not is_rolling:
         seen["peaks"] = _peaks(home, shown)
     _print(seen, as_json=as_json)
+    if shown["resource"] in ATTRIBUTED and is_rolling and not as_json:
+        console().print("The most that was charged to a rolling window at once is not known.")
 
 
 @app.command()
@@ -88,6 +92,11 @@ def _peaks(home: Path, budget: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**row, "peak": int(row["peak"]), "overshoot": max(0, int(row["peak"]) - budget["limit"])} for row in rows]
 
 
+def _start(unix_s: int) -> str | None:
+    """When a window began; that of a total has no beginning."""
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M UTC") if unix_s else None
+
+
 def _seen(home: Home, config: Path, budget: str | None) -> dict[str, Any]:
     admin = Admin.of(home)
     if admin is not None:
@@ -110,7 +119,8 @@ def _print(seen: dict[str, Any], *, as_json: bool) -> None:
         return
     print_rows("Budgets", seen["budgets"], _BUDGET_COLUMNS, as_json=False)
     if seen.get("peaks"):
-        print_rows("Peaks, before grants", seen["peaks"], _PEAK_COLUMNS, as_json=False)
+        peaks = [{**peak, "window_start": _start(peak["window_start_s"])} for peak in seen["peaks"]]
+        print_rows("Peaks, before grants", peaks, _PEAK_COLUMNS, as_json=False)
     columns = _SHARED_COLUMNS if seen["shared"] else _COUNTER_COLUMNS
     is_offline = any("replica" in counter for counter in seen["counters"])
     print_rows("Counters", seen["counters"], ("replica", *columns) if is_offline else columns, as_json=False)

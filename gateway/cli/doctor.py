@@ -18,7 +18,9 @@ from redis.exceptions import RedisError, ResponseError
 from gateway import compiled
 from gateway.assembly import replicas
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
-from gateway.cli.output import brief, print_rows
+from gateway.cli.output import brief, counted, print_rows
+from gateway.cli.runtime_metering import metered
+from gateway.cli.runtime_place import telemetry_folder, url_of
 from gateway.cli.shared_store import client_of, in_force
 from gateway.composition import Unready, bundle_of
 from gateway.config import Book, Policy, Runtime
@@ -87,7 +89,7 @@ def _configured(home: Home | None, config: Path) -> Iterator[Finding]:
     if loaded.config.book.is_shared:
         yield _book(loaded.config.book)
     for runtime in loaded.config.runtimes:
-        yield _runtime(runtime, home)
+        yield from _runtime(runtime, loaded, home)
 
 
 def _kept(home: Home) -> Iterator[Finding]:
@@ -194,20 +196,28 @@ def _appends(client: Redis) -> str:
     return ", ".join(unlike)
 
 
-def _runtime(runtime: Runtime, home: Home | None) -> Finding:
+def _runtime(runtime: Runtime, loaded: LoadedConfig, home: Home | None) -> Iterator[Finding]:
+    """Whether a runtime answers, and whether its engines tell what its requests take."""
+    url = url_of(runtime, home)
     name = f"runtime {runtime.id}"
-    url = runtime.url
-    if runtime.is_sim:
-        name_of_run = f"sim-{runtime.id}"
-        run = home.read_run(name_of_run) if home is not None and home.alive(name_of_run) else None
-        if run is None:
-            return Finding(name, OPTIONAL, "embedded; `bursar up` starts it")
-        url = f"http://127.0.0.1:{run['port']}"
+    found = Finding(name, OPTIONAL, "embedded; `bursar up` starts it") if url is None else _answering(name, url)
+    yield found
+    folder = telemetry_folder(runtime, loaded, home)
+    said = metered(folder, runtime.gpus, url if found.state == OK else None)
+    paid = f"of {counted(said.accelerators, 'accelerator')}"
+    if said.state.status == "on":
+        yield Finding(f"telemetry {runtime.id}", OK, f"on, {paid}")
+    else:
+        why = said.brief if folder is not None else "none is configured"
+        yield Finding(f"telemetry {runtime.id}", OPTIONAL, f"{why}; requests are charged estimates")
+
+
+def _answering(name: str, url: str) -> Finding:
     parts = urlsplit(url)
     connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     connection = connect(parts.hostname or "", parts.port, timeout=PROBE_TIMEOUT_S)
     try:
-        connection.request("GET", parts.path.rstrip("/").removesuffix("/v1") + "/v1/models")
+        connection.request("GET", f"{parts.path}/v1/models")
         status = connection.getresponse().status
     except (OSError, HTTPException) as error:
         return Finding(name, AWAY, f"{url}: {error}")

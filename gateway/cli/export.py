@@ -13,11 +13,14 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from domain.prices import Prices
 from gateway.cli.ledger_query import readers_may_leave
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
-from gateway.cli.output import console, counted, print_json, print_rows
+from gateway.cli.output import complain, console, counted, print_json, print_rows
+from gateway.cli.shared_store import in_force
 from gateway.cli.store import ledger_of
 from gateway.config_file import load
+from gateway.home import Home
 from gateway.trace_export import TrafficWorkload
 from ledger import focus_rules
 from ledger.client import LedgerClient
@@ -71,14 +74,8 @@ def export(
             _export_trace(client, span, model, out)
         return
     end_s = int(end.timestamp()) if end else _END_S
-    loaded = load(config).config if config.exists() else None
-    terms = Terms(
-        granularity,
-        basis,
-        provider,
-        {} if loaded is None else {each.version: each for table in loaded.price_tables.values() for _, each in table},
-        {} if loaded is None else {name: rate.nusd_per_hour for name, rate in loaded.gpu_rates.items()},
-    )
+    prices, rates = _priced(in_force(Home.at(home), config))
+    terms = Terms(granularity, basis, provider, prices, rates)
     with ledger_of(home, config) as client:
         client.flush()
         found = charges(_asking(client), terms, Period(int(start.timestamp()), end_s))
@@ -92,6 +89,16 @@ def export(
     console().print(f"{count:,} charges in {out}")
 
 
+def _priced(config: Path) -> tuple[dict[str, Prices], dict[str, int]]:
+    """The prices by version and the rates per hour by runtime; none, and a word of it, without a configuration."""
+    if not config.exists():
+        complain(f"there is no {config}, so no price is known, and every cost is a Difference: name it with --config")
+        return {}, {}
+    loaded = load(config).config
+    prices = {each.version: each for table in loaded.price_tables.values() for _, each in table}
+    return prices, {name: rate.nusd_per_hour for name, rate in loaded.gpu_rates.items()}
+
+
 def _export_trace(client: LedgerClient, span: Span, model: str, out: Path | None) -> None:
     client.flush()
     ask = _asking(client)
@@ -101,11 +108,21 @@ def _export_trace(client: LedgerClient, span: Span, model: str, out: Path | None
         with readers_may_leave():
             write_trace(sys.stdout.buffer, workload)
             sys.stdout.buffer.flush()
+        _say_unrecorded(workload)
         return
     with _whole(out) as file:
         count = write_trace(file.buffer, workload)
     unknown = f"; {counted(traffic.unknown, 'request')} left out, whose tokens are not known" * bool(traffic.unknown)
     console().print(f"{counted(count, 'request')} of {traffic.model} in {out}{unknown}")
+    _say_unrecorded(workload)
+
+
+def _say_unrecorded(workload: TrafficWorkload) -> None:
+    if workload.unrecorded:
+        complain(
+            f"{counted(workload.unrecorded, 'request')} without prefixes, as where ledger.prompt_blocks is off: "
+            "nothing of them can be found in a simulated cache"
+        )
 
 
 def _asking(client: LedgerClient) -> Ask:

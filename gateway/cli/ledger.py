@@ -9,7 +9,7 @@ from gateway.cli.export import export
 from gateway.cli.ledger_query import query
 from gateway.cli.ledger_serve import serve
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
-from gateway.cli.output import complain, print_rows
+from gateway.cli.output import complain, print_report
 from gateway.cli.reconcile import reconcile
 from gateway.cli.schema import schema
 from gateway.cli.store import ledger_of
@@ -34,7 +34,7 @@ def report(
     with ledger_of(home, config) as client:
         client.flush()
         rows = client.rows(asked.sql)
-    print_rows(asked.title, rows[:limit], asked.columns, as_json=as_json)
+    print_report(asked.title, rows[:limit], asked.columns, as_json=as_json)
     if len(rows) > limit:
         complain(f"there are more than these {limit} rows: ask for more with --limit, or for less with --since")
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption
-from gateway.cli.output import complain, console, print_rows
+from gateway.cli.output import complain, console, print_report
 from gateway.cli.store import ledger_of
 from ledger.client import LedgerClient
 
@@ -54,7 +54,7 @@ def _print_table(client: LedgerClient, sql: str) -> None:
             rows.append(_row(line))
         else:
             more += 1
-    print_rows("", rows, list(rows[0]) if rows else (), as_json=False)
+    print_report("", rows, list(rows[0]) if rows else (), as_json=False)
     if more:
         console().print(f"and {more:,} more rows: print them with --format csv, json or parquet, or narrow the query")
 

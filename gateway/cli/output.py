@@ -12,6 +12,10 @@ from rich.text import Text
 
 # Wide enough for a report that is piped into a file, where there is no terminal to ask.
 _PIPED_COLUMNS = 160
+# What a column takes beside its text, and the most text that one of a turned table is given where several fit.
+_FRAME_COLUMNS = 3
+_TURNED_COLUMNS_MAX = 40
+_FIGURE = re.compile(r"[-+]?[0-9][0-9.,]*")
 _DIGEST = re.compile(r"(\bsha256:[0-9a-f]{16})[0-9a-f]{48}\b")
 
 
@@ -36,6 +40,43 @@ def print_rows(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[
         table.add_column(Text(printable(column)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(_text(row.get(column)))) for column in columns))
+    console().print(table)
+
+
+def print_report(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
+    """Print rows as `print_rows` does, but turned where headings and figures would have to be broken to fit across.
+
+    Turned, each row is a column below the value of its first one, and as many as fit stand beside each other.
+    """
+    width = console().width
+    if as_json or not rows or _least_width(rows, columns) <= width:
+        print_rows(title, rows, columns, as_json=as_json)
+        return
+    widest = max(len(_text(row.get(column))) for row in rows for column in columns)
+    names = max(map(len, columns)) + _FRAME_COLUMNS
+    at_once = max(1, (width - 1 - names) // (min(widest, _TURNED_COLUMNS_MAX) + _FRAME_COLUMNS))
+    console().print(Text(printable(title)), soft_wrap=True)
+    for place in range(0, len(rows), at_once):
+        _print_turned(rows[place : place + at_once], columns)
+
+
+def _least_width(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> int:
+    """How wide a terminal must be for a table that breaks no heading and no figure."""
+    values = {column: [_text(row.get(column)) for row in rows] for column in columns}
+    return 1 + sum(
+        max(len(column), *(len(value) for value in values[column] if _FIGURE.fullmatch(value)), 0) + _FRAME_COLUMNS
+        for column in columns
+    )
+
+
+def _print_turned(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    heading, *names = columns
+    table = Table()
+    table.add_column(Text(printable(heading)), no_wrap=True)
+    for row in rows:
+        table.add_column(Text(printable(_text(row.get(heading)))), justify="right", overflow="fold")
+    for name in names:
+        table.add_row(*(Text(printable(each)) for each in (name, *(_text(row.get(name)) for row in rows))))
     console().print(table)
 
 

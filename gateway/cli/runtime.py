@@ -1,5 +1,6 @@
 """`bursar runtime …`: what runs models, what is known of each engine, and what a change of it would do."""
 
+from dataclasses import replace
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -9,10 +10,11 @@ from typer.main import get_command
 
 from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import console, print_json, print_rows
-from gateway.cli.runtime_place import Place, place_of, places, probed
-from runtime.description import Description
+from gateway.cli.runtime_metering import metered
+from gateway.cli.runtime_place import NOT_RUNNING, Place, answers, place_of, places, probed
+from runtime.description import Description, KnobState
+from runtime.vllm.describe import DescribeError, described, said_in
 from runtime.vllm.describe import describe as described_over_http
-from runtime.vllm.describe import described, said_in
 
 _LATE = {
     "calibrate": (
@@ -52,8 +54,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_LISTED = ("id", "owner", "url", "health", "models", "telemetry")
-_KNOBS = ("name", "value", "default", "unit", "live", "couples")
+_LISTED = ("id", "owner", "url", "health", "models", "accelerators", "telemetry")
+_KNOBS = ("name", "value", "default", "range", "unit", "live", "couples")
+_COUPLINGS = ("coupling", "knobs", "holds")
 _NAME = Annotated[str, typer.Argument(metavar="RUNTIME", help="The id of a configured runtime.")]
 
 
@@ -66,39 +69,58 @@ def list_(home: HomeOption = HOME, config: ConfigOption = CONFIG, as_json: JsonO
 
 @app.command()
 def describe(name: _NAME, home: HomeOption = HOME, config: ConfigOption = CONFIG, as_json: JsonOption = False) -> None:
-    """Describe a running engine: its parts, its knobs and what couples them, and what it can hold."""
-    found = _description(place_of(name, home, config))
+    """Describe an engine: its parts, its knobs and what couples them, and what it can hold; as of when it last ran."""
+    place = place_of(name, home, config)
+    health = probed(place)
+    found = _description(place, is_there=answers(health))
     if as_json:
         print_json(found.as_json())
         return
+    if not answers(health):
+        reason = found.telemetry.reason
+        console().print(f"{name}: {reason if reason.startswith(NOT_RUNNING) else health}", markup=False)
     _print(name, found)
 
 
 def _row(place: Place) -> dict[str, Any]:
-    state = said_in(place.telemetry).telemetry
+    health = probed(place)
+    found = metered(place.telemetry, place.gpus, place.url if answers(health) else None)
     return {
         "id": place.id,
         "owner": place.owner,
         "url": place.url or "sim://",
-        "health": probed(place),
+        "health": health,
         "models": list(place.models),
-        "telemetry": f"off: {state.reason}" if state.status == "off" else state.status,
+        "accelerators": found.accelerators,
+        "telemetry": found.brief,
     }
 
 
-def _description(place: Place) -> Description:
-    """What is known of an engine: a simulated one says all of it in its telemetry, and vLLM some more over HTTP."""
+def _description(place: Place, *, is_there: bool) -> Description:
+    """What is known of an engine: a simulated one says all of it in its telemetry, and vLLM some more over HTTP.
+
+    Where it does not answer that is what it said last. Its accelerators are those that count, of all engines together.
+    """
     said = said_in(place.telemetry)
-    if place.is_sim or place.url is None or str(said.facts.get("engine", "")).startswith("sim "):
-        return described(said)
-    return described_over_http(place.url, place.telemetry)
+    found = metered(place.telemetry, place.gpus, place.url if is_there else None)
+    is_simulated = place.is_sim or str(said.facts.get("engine", "")).startswith("sim ")
+    if place.url is None or is_simulated or (said.facts and not is_there):
+        description = described(said)
+    else:
+        try:
+            description = described_over_http(place.url, place.telemetry)
+        except DescribeError as error:
+            raise DescribeError(f"{error}; telemetry {found.brief}") from error
+    capacity = replace(description.capacity, accelerators=found.accelerators)
+    return replace(description, capacity=capacity, telemetry=found.state)
 
 
 def _print(name: str, found: Description) -> None:
     out = console()
     versions = " ".join(f"{part} {version}".strip() for part, version in found.versions.items())
     capacity = found.capacity
-    out.print(f"{name}: {versions}, model {found.model or '-'} on {found.device or '-'}", markup=False)
+    device = f" on {found.device}" if found.device else ""
+    out.print(f"{name}: {versions}, model {found.model or '-'}{device}", markup=False)
     out.print(
         f"cache {capacity.cache_tokens or '-'} tokens, context {capacity.model_len_tokens or '-'}, "
         f"seats {capacity.seats or '-'}, accelerators {capacity.accelerators}; telemetry {found.telemetry.status}"
@@ -112,6 +134,7 @@ def _print(name: str, found: Description) -> None:
             "name": knob.name,
             "value": knob.value,
             "default": knob.default,
+            "range": _range(knob),
             "unit": knob.unit,
             "live": "yes" if knob.live else "restart",
             "couples": list(knob.couples),
@@ -119,6 +142,28 @@ def _print(name: str, found: Description) -> None:
         for knob in found.knobs
     ]
     print_rows("Knobs", rows, _KNOBS, as_json=False)
-    for coupling in found.couplings:
-        if coupling.violated:
-            out.print(f"{coupling.name}: {coupling.violated}", markup=False)
+    print_rows("Couplings", _couplings(found), _COUPLINGS, as_json=False)
+
+
+def _range(knob: KnobState) -> str:
+    """What a knob may be set to; empty for text and for what is no knob of vLLM."""
+    if knob.choices:
+        return ", ".join(knob.choices)
+    if isinstance(knob.value, bool):
+        return "true, false"
+    low, high = (f"{each:,}" if isinstance(each, int) else f"{each:g}" for each in (knob.low or 0, knob.high or 0))
+    return "" if knob.low is None else f"{low} and more" if knob.high is None else f"{low} to {high}"
+
+
+def _couplings(found: Description) -> list[dict[str, Any]]:
+    """The conditions on knobs that the engine has, and whether each holds."""
+    had = {knob.name for knob in found.knobs}
+    mine = [each for each in found.couplings if each.knobs[0] in had or each.violated]
+    return [
+        {
+            "coupling": each.name,
+            "knobs": [knob for knob in each.knobs if knob in had],
+            "holds": each.violated or "yes",
+        }
+        for each in mine
+    ]

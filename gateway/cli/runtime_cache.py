@@ -32,7 +32,9 @@ def cache(
     check_picture(chart)
     asked = workload_of(trace, workload, seed)
     rows: list[HitRates] = []
-    for size in track(sizes, description=asked.name, console=Console(stderr=True), disable=as_json):
+    # Gone at the end, so that what is wrong with a trace is said in a line of its own.
+    told = Console(stderr=True)
+    for size in track(sizes, asked.name, console=told, disable=as_json or not told.is_terminal, transient=True):
         rows += hit_rate_table(asked, [size])
     if chart is not None:
         # matplotlib takes half a second to import, which a replay without a picture need not wait for.

@@ -3,9 +3,10 @@
 import asyncio
 import os
 import secrets
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,14 +18,15 @@ import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from gateway.cli.options import CONFIG, HOME, ConfigOption, HomeOption, JsonOption
+from domain.prices import GpuRate
+from gateway.cli.options import CONFIG, HOME, BadSetting, ConfigOption, HomeOption, JsonOption
 from gateway.cli.output import console, print_json, print_rows
 from gateway.cli.runtime_place import CALIBRATIONS, NoRuntime, place_of
 from gateway.cli.runtime_settings import KnobOption, knobs_of
 from gateway.home import Home
 from runtime.calibration.drive import Target
 from runtime.calibration.engine import Telemetry
-from runtime.calibration.session import Plan
+from runtime.calibration.session import Plan, lone_rate
 from runtime.calibration.session import calibrate as calibrated
 from runtime.calibration.stored import Calibration, Device
 from runtime.calibration.trials import Trials
@@ -51,6 +53,7 @@ app = typer.Typer()
 
 @app.command()
 def calibrate(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="[RUNTIME]", help="The id of a configured runtime.")] = "",
     launch: Annotated[Path | None, typer.Option(metavar="MODEL", help="Start vLLM on this model's folder.")] = None,
     python: Annotated[
@@ -58,8 +61,10 @@ def calibrate(
     ] = None,
     knobs: KnobOption = None,
     out: Annotated[Path | None, typer.Option(help="The file to write; otherwise one in the home.")] = None,
-    seconds: Annotated[float, typer.Option(min=1, max=300, help="How long each open load lasts.")] = 10.0,
-    turns: Annotated[int, typer.Option(min=2, max=100, help="Requests of each user in closed loads.")] = 6,
+    seconds: Annotated[
+        float, typer.Option(min=1, max=300, help="How long an open load lasts; a closed one twice that.")
+    ] = 10.0,
+    turns: Annotated[int, typer.Option(min=2, max=100, help="Requests of a user in closed loads, at most.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="What the loads are drawn from.")] = 0,
     home: HomeOption = HOME,
     config: ConfigOption = CONFIG,
@@ -68,6 +73,8 @@ def calibrate(
     """Drive an engine up to saturation, fit its step times and keep them; a few minutes, and nobody else may use it."""
     if bool(name) == (launch is not None):
         raise NoRuntime("name either a configured RUNTIME or --launch with the folder of a model")
+    if launch is None and (knobs or _is_typed(context, "python")):
+        raise BadSetting("--set and --python go with --launch: a configured runtime keeps the knobs that it runs with")
     with ExitStack() as stack:
         if launch is None:
             driven = _configured(name, home, config)
@@ -77,9 +84,16 @@ def calibrate(
     path = out or Home(home).path / CALIBRATIONS / f"{driven.name}.json"
     found.save(path)
     if as_json:
-        print_json({**found.view(), "digest": found.digest, "path": str(path)})
+        lone = _rates(lone_rate(found.step_time, found.engine))
+        print_json({**found.view(), "lone_rate": lone, "digest": found.digest, "path": str(path)})
         return
-    _print(found, path)
+    print_calibration(found, path)
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line; the environment may name one for other commands."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _configured(name: str, home: Path, config: Path) -> _Driven:
@@ -120,24 +134,54 @@ def _launched(model: Path, python: Path | None, knobs: list[str] | None, home: H
 
 def _calibrated(driven: _Driven, plan: Plan, *, quiet: bool) -> Calibration:
     telemetry = Telemetry(driven.telemetry)
+    try:
+        engine = telemetry.facts()
+        with _progress(quiet=quiet) as (done, say):
+            trials = Trials(driven.target, telemetry, lambda: f"cal-{secrets.token_hex(4)}", progress=done)
+            device = Device(engine.device, driven.cores)
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(calibrated(trials, engine, device, int(time.time()), plan, say))
+    finally:
+        telemetry.close()
+
+
+_Done = Callable[[str, int, int], None]
+_Say = Callable[[str], None]
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[tuple[_Done, _Say]]:
+    """What is told while loads are sent: a bar on a terminal, elsewhere a line for each load that has ended."""
+    told = Console(stderr=True, highlight=False, emoji=False)
+    if not told.is_terminal:
+        yield _ended, _line
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+    with Progress(*columns, console=told, disable=quiet) as progress:
         task = progress.add_task("starting", total=None)
 
         def done(load: str, count: int, total: int) -> None:
             progress.update(task, description=load, completed=count, total=total)
 
-        trials = Trials(driven.target, telemetry, lambda: f"cal-{secrets.token_hex(4)}", progress=done)
-        try:
-            engine = telemetry.facts()
-            device = Device(engine.device, driven.cores)
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(calibrated(trials, engine, device, int(time.time()), plan))
-        finally:
-            telemetry.close()
+        yield done, partial(told.print, markup=False)
 
 
-def _print(found: Calibration, path: Path) -> None:
+def _ended(load: str, count: int, total: int) -> None:
+    if count == total:
+        _line(f"{load}: {total} requests ended")
+
+
+def _line(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _rates(rate: GpuRate) -> dict[str, int]:
+    return {"gpu_us_per_input_mtok": rate.input_us_per_mtok, "gpu_us_per_output_mtok": rate.output_us_per_mtok}
+
+
+def print_calibration(found: Calibration, path: Path) -> None:
+    """Print a calibration as people read it, and where it is kept."""
     view = found.view()
     parts = (view["step_time"], view["overhead"], view["rate"])
     rows = [{"coefficient": name, "value": value} for part in parts for name, value in part.items()]
@@ -146,6 +190,13 @@ def _print(found: Calibration, path: Path) -> None:
     print_rows("Step times on loads that nothing was fitted to", _errors(errors["held_out"]), _LOADS, as_json=False)
     print_rows("Step times on those that it was fitted to", _errors(errors["training"]), _LOADS, as_json=False)
     out = partial(console().print, markup=False)
+    lone = _rates(lone_rate(found.step_time, found.engine))
+    out(
+        "The rates are those of full batches. By the same fit a request that is alone takes "
+        + " and ".join(f"{name} {value:,}" for name, value in lone.items())
+        + ": with less, holds and settlements are too low in quiet hours"
+    )
+    out("seen: " + "; ".join(f"{name} {low:,} to {high:,}" for name, (low, high) in found.ranges.spans.items()))
     out(f"{errors['outlier_steps']} steps, {errors['outlier_time_share']:.1%} of the time, were left out as outliers")
     out(f"kept as {path}")
 

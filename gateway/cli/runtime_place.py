@@ -8,11 +8,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gateway.attributing import telemetry_of
+from gateway.cli.shared_store import in_force
 from gateway.config import Runtime
 from gateway.config_file import LoadedConfig, load
 from gateway.home import Home
 
 PROBE_TIMEOUT_S = 2.0
+NOT_RUNNING, AWAY = "not running", "away"
 CALIBRATIONS = "calibrations"
 """The folder of the home in which they are kept."""
 
@@ -25,7 +27,8 @@ class NoRuntime(Exception):
 class Place:
     """A configured runtime: its address without `/v1`, None while it does not run, and the folder of its telemetry.
 
-    `models` are those that it is asked for, under its own names; `authorization` is what Bursar itself calls it with.
+    `models` are those that it is asked for, under its own names; `gpus` are its accelerators where engines say nothing;
+    `authorization` is what Bursar itself calls it with.
     """
 
     id: str
@@ -34,13 +37,14 @@ class Place:
     models: tuple[str, ...]
     telemetry: Path | None
     is_sim: bool
+    gpus: int
     authorization: str | None = None
 
 
 def places(home: Path, config: Path, environ: Mapping[str, str] = os.environ) -> list[Place]:
-    """Every configured runtime; raises ConfigError."""
-    loaded = load(config)
+    """Every configured runtime, where there is no such file those of the gateway that runs; raises ConfigError."""
     at_home = Home.found(home)
+    loaded = load(in_force(at_home, config))
     return [_place(each, loaded, at_home, environ) for each in loaded.config.runtimes]
 
 
@@ -48,14 +52,15 @@ def place_of(name: str, home: Path, config: Path) -> Place:
     """The runtime of that id; NoRuntime where none has it."""
     found = {place.id: place for place in places(home, config)}
     if name not in found:
-        raise NoRuntime(f"there is no runtime {name} in {config}: there are {', '.join(sorted(found)) or 'none'}")
+        path = in_force(Home.found(home), config)
+        raise NoRuntime(f"there is no runtime {name} in {path}: it has {', '.join(sorted(found)) or 'none'}")
     return found[name]
 
 
 def probed(place: Place) -> str:
     """Whether a runtime answers, in a word or two."""
     if place.url is None:
-        return "not running"
+        return NOT_RUNNING
     parts = urlsplit(place.url)
     connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     connection = connect(parts.hostname or "", parts.port, timeout=PROBE_TIMEOUT_S)
@@ -63,10 +68,15 @@ def probed(place: Place) -> str:
         connection.request("GET", f"{parts.path}/health")
         status = connection.getresponse().status
     except (OSError, HTTPException) as error:
-        return f"away: {error}"
+        return f"{AWAY}: {error}"
     finally:
         connection.close()
     return "ok" if status == 200 else f"answers {status}"
+
+
+def answers(health: str) -> bool:
+    """Whether a health as `probed` tells it is that of a runtime that runs."""
+    return health != NOT_RUNNING and not health.startswith(AWAY)
 
 
 def _place(runtime: Runtime, loaded: LoadedConfig, home: Home | None, environ: Mapping[str, str]) -> Place:
@@ -75,10 +85,11 @@ def _place(runtime: Runtime, loaded: LoadedConfig, home: Home | None, environ: M
     return Place(
         id=runtime.id,
         owner=runtime.owner,
-        url=_url(runtime, home),
+        url=url_of(runtime, home),
         models=models,
-        telemetry=_telemetry(runtime, loaded, home),
+        telemetry=telemetry_folder(runtime, loaded, home),
         is_sim=runtime.is_sim,
+        gpus=runtime.gpus,
         authorization=f"Bearer {key}" if key else None,
     )
 
@@ -92,7 +103,8 @@ def _key(runtime: Runtime, base: Path, environ: Mapping[str, str]) -> str:
         raise NoRuntime(f"the key of runtime {runtime.id} cannot be read: {error}") from error
 
 
-def _url(runtime: Runtime, home: Home | None) -> str | None:
+def url_of(runtime: Runtime, home: Home | None) -> str | None:
+    """Its address without `/v1`; None while an embedded one does not run."""
     if not runtime.is_sim:
         return runtime.url.rstrip("/").removesuffix("/v1")
     name = f"sim-{runtime.id}"
@@ -100,7 +112,7 @@ def _url(runtime: Runtime, home: Home | None) -> str | None:
     return None if run is None else f"http://127.0.0.1:{run['port']}"
 
 
-def _telemetry(runtime: Runtime, loaded: LoadedConfig, home: Home | None) -> Path | None:
+def telemetry_folder(runtime: Runtime, loaded: LoadedConfig, home: Home | None) -> Path | None:
     """The folder of its telemetry; that of an embedded one lies in the home, and is not there before that is."""
     if home is None:
         return None if runtime.telemetry is None else loaded.path.parent / runtime.telemetry

@@ -1,5 +1,6 @@
 """What the commands over runtimes are told in words: knobs, and what is promised."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -83,3 +84,5 @@ def check_picture(path: Path | None) -> None:
         raise BadSetting(f"--chart takes a {' or '.join(_PICTURES)}, not {path.name}")
     if not path.parent.is_dir():
         raise BadSetting(f"--chart names a folder that is not there: make {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise BadSetting(f"--chart names what cannot be written: {path}")

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -10,8 +9,9 @@ import typer
 from rich.console import Console
 
 from gateway.cli.options import CONFIG, HOME, BadSetting, ConfigOption, HomeOption, JsonOption
-from gateway.cli.output import complain, console, print_json, print_rows
+from gateway.cli.output import complain, console, print_json
 from gateway.cli.runtime_place import CALIBRATIONS, NoRuntime, place_of
+from gateway.cli.runtime_report import print_simulation
 from gateway.cli.runtime_settings import (
     KnobOption,
     SeedOption,
@@ -24,6 +24,7 @@ from gateway.cli.runtime_settings import (
     workload_of,
 )
 from runtime.calibration.engine import Telemetry
+from runtime.calibration.errors import BadCalibration
 from runtime.calibration.ranges import Excess, Ranges
 from runtime.calibration.simulated import deployment_of
 from runtime.calibration.stored import Calibration
@@ -35,7 +36,6 @@ from runtime.routing.port import RoutingPolicy
 from runtime.routing.prefix_affinity import PrefixAffinity
 from runtime.routing.round_robin import RoundRobin
 from runtime.sim.deployment import Deployment, lru
-from runtime.sim.estimates import Estimate, Spread
 from runtime.sim.report import Report, Slo, over_seeds, report
 from runtime.sim.run import Run
 from runtime.sim.simulation import simulate as simulated
@@ -51,22 +51,6 @@ ROUTINGS: Final[Mapping[str, Callable[[], RoutingPolicy]]] = {
     "prefix_affinity": PrefixAffinity,
 }
 _SEEDS_MAX: Final = 64
-_SPREAD: Final = ("mean", "p50", "p90", "p95", "p99")
-_TIMES: Final = (
-    ("ttft_us", "first token"),
-    ("itl_us", "between tokens"),
-    ("tpot_us", "between tokens, a request"),
-    ("e2e_us", "whole answer"),
-    ("queue_us", "in the queue"),
-)
-_RATES: Final = (
-    ("requests_per_s", "requests / s"),
-    ("output_tokens_per_s", "output tokens / s"),
-    ("goodput_per_s", "good requests / s"),
-    ("good_share", "good share"),
-    ("hit_rate", "hit rate"),
-    ("gpu_us_per_token", "accelerator us / token"),
-)
 _NOT_CALIBRATED: Final = (
     "no calibration was named, so step times are the worked-out ones of an 8-billion-parameter model: make one with "
     "`bursar runtime calibrate`"
@@ -97,7 +81,7 @@ def simulate(
 ) -> None:
     """Simulate a workload on a deployment: latencies, goodput, cache hits and accelerator time, with intervals."""
     _check(replicas, routing, eviction, picture, seeds, workload)
-    fitted = _calibration(calibration or runtime, home)
+    fitted = _calibration(calibration, runtime, home)
     if strict and fitted is None:
         raise BadSetting("--strict holds to what a calibration saw: name one with --calibration or --runtime")
     if runtime and fitted is not None:
@@ -115,7 +99,7 @@ def simulate(
         reports = []
         for each in range(seeds):
             run = simulated(workload_of(trace, workload, (seed or 0) + each if seeds > 1 else seed), deployment)
-            reports.append(report(run, promised, seed=seed or 0))
+            reports.append(report(run, promised))
             runs = runs or [run]
     outside = _outside(fitted, runs[0], strict=strict)
     if picture is not None:
@@ -127,7 +111,7 @@ def simulate(
     if as_json:
         print_json(_view(found, deployment, fitted, outside))
         return
-    _print(found, fitted, outside, picture)
+    _print(found, deployment, fitted, outside, picture)
 
 
 def _check(replicas: int, routing: str, eviction: str, picture: Path | None, seeds: int, workload: str) -> None:
@@ -142,11 +126,19 @@ def _check(replicas: int, routing: str, eviction: str, picture: Path | None, see
         raise BadSetting("--seeds draws a described workload anew: name one with --workload")
 
 
-def _calibration(name: str, home: Path) -> Calibration | None:
-    if not name:
+def _calibration(name: str, runtime: str, home: Path) -> Calibration | None:
+    """The one in the home under a name or a runtime's, or in a file; BadCalibration where there is none."""
+    if not name and not runtime:
         return None
-    kept = home / CALIBRATIONS / f"{name}.json"
-    return Calibration.load(kept if kept.is_file() else Path(name))
+    kept = home / CALIBRATIONS / f"{name or runtime}.json"
+    if kept.is_file() or (name and Path(name).is_file()):
+        return Calibration.load(kept if kept.is_file() else Path(name))
+    if name:
+        raise BadCalibration(f"there is no calibration {name}: {kept} is not there, nor a file of that name")
+    raise BadCalibration(
+        f"runtime {runtime} has no calibration, for {kept} is not there: make it with "
+        f"`bursar runtime calibrate {runtime}`"
+    )
 
 
 def _check_engine(fitted: Calibration, runtime: str, home: Path, config: Path) -> None:
@@ -185,37 +177,13 @@ def _view(found: Report, deployment: Deployment, fitted: Calibration | None, out
     }
 
 
-def _print(found: Report, fitted: Calibration | None, outside: list[Excess], picture: Path | None) -> None:
-    out = partial(console().print, markup=False)
-    out(
-        f"{found.workload}: {found.finished:,} of {found.requests:,} requests in {found.duration_us / 1e6:,.1f} s, "
-        f"{found.refused:,} refused, {found.preemptions:,} preemptions; digest {found.digest[:16]}"
-    )
-    spreads = [(label, getattr(found.latencies, name)) for name, label in _TIMES]
-    times = [_time_row(label, spread) for label, spread in spreads if spread is not None]
-    print_rows("Latency in ms, with the interval of 95 %", times, ("time", *_SPREAD), as_json=False)
-    if found.rates is not None:
-        rates = [(label, getattr(found.rates, name)) for name, label in _RATES]
-        rows = [{"rate": label, "value": _shown(estimate)} for label, estimate in rates if estimate is not None]
-        print_rows("Rates, with the interval of 95 %", rows, ("rate", "value"), as_json=False)
-    if found.usage is not None:
-        usage = found.usage
-        out(
-            f"batch {usage.running_mean:.1f}, queue {usage.waiting_mean:.1f}, KV cache {usage.kv_usage_mean:.1%} on "
-            f"average and {usage.kv_usage_max:.1%} at most"
-        )
+def _print(
+    found: Report, deployment: Deployment, fitted: Calibration | None, outside: list[Excess], picture: Path | None
+) -> None:
+    print_simulation(found, deployment)
     if picture is not None:
-        out(f"drawn in {picture}")
+        console().print(f"drawn in {picture}", markup=False)
     if fitted is None:
         complain(_NOT_CALIBRATED)
     for each in outside:
         complain(f"beyond what the calibration saw: {each}")
-
-
-def _time_row(label: str, spread: Spread) -> dict[str, str]:
-    return {"time": label, **{name: _shown(getattr(spread, name), 1e3) for name in _SPREAD}}
-
-
-def _shown(estimate: Estimate, unit: float = 1.0) -> str:
-    value, low, high = (each / unit for each in (estimate.value, estimate.low, estimate.high))
-    return f"{value:,.4g} ({low:,.4g} to {high:,.4g})"

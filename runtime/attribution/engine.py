@@ -21,6 +21,9 @@ OWNERS_MAX = 131_072
 AWAY_US_MAX = 60_000_000
 # No request took so much of anything; and the ledger's Int64 has room for it.
 AMOUNT_MAX = 1 << 60
+# A step is told when it is done. So long before now an engine of which nothing is told has no step under way, unless
+# one takes longer than any that it has told of since it was started.
+REST_LAG_US = 2_000_000
 # Steps may overlap a little; one that begins so long before the last one ended shows that the clock was put back.
 CLOCK_BACK_US = 5_000_000
 _HALF = 1 << (SHIFT - 1)
@@ -32,7 +35,8 @@ class Attribution:
     `power_mw` is what an accelerator draws while it is busy, in milliwatts; it may change between records. Steps that
     ended by `account_from_us` belong to an account that another has kept: they count in shares, not in the totals.
     `key` makes of an engine's request id the name under which its answers come together. `off` is why the engine tells
-    of no steps now, empty where it does.
+    of no steps now, empty where it does. `began_us` is when the engine was started, or the oldest of its segments
+    begins, and `end_us` when its last step ended since then.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Attribution:
     ) -> None:
         self.power_mw = power_mw
         self.accelerators = accelerators
+        self.began_us = 0
         self.last_begin_us = 0
         self.off = ""
         self._weights = weights
@@ -64,14 +69,14 @@ class Attribution:
         self._is_gap = False
         self._was_empty = True
         self._until_us = 0
-        self._end_us = 0  # of the last step
+        self.end_us = 0  # of the last step
+        self._longest_us = 0  # of the steps since the engine was started
         self._sums = dict.fromkeys(Totals._fields[1:], 0)
 
     @property
     def totals(self) -> Totals:
         """The account now."""
-        now = self._now()
-        return now.since(self._base) if self._base is not None else Totals(now.until_us)
+        return self._now().since(self._base) if self._base is not None else Totals(self._until_us)
 
     @property
     def in_flight_us(self) -> int:
@@ -87,6 +92,16 @@ class Attribution:
     def losses(self) -> int:
         """How often something was missing since the first record."""
         return self._sums["losses"]
+
+    @property
+    def accounted_us(self) -> int:
+        """Up to when its time is in an account, this one or that before it."""
+        return self._until_us if self._base is not None else max(self._until_us, self._account_from_us)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the engine was started and has not said that it ends."""
+        return bool(self._session)
 
     def knows(self, key: str) -> bool:
         """Whether a request is in the batch, or was preempted and may come back."""
@@ -108,18 +123,20 @@ class Attribution:
         if isinstance(record, Close):
             self._pass(record.unix_us)
             self._session = ""  # what comes after is in no account until the engine is started again
-            return self._end()
+            return self.end()
         if isinstance(record, Lost):
             self._lose(record.missing)
         return []
 
     def rest(self, now_us: int) -> None:
-        """Say that the engine is known to have been idle until now; nothing happens while it has requests.
+        """Say that the engine runs and that all is known that it has told by now: without requests it was idle.
 
-        Where a step turns out to have begun before, its busy time counts, and the idle time is that much less.
+        A step is told when it is done, with those that it seats; so time counts as idle up to `REST_LAG_US` ago, or
+        twice as long as its longest step. Where a longer one turns out to have begun before, its busy time counts, and
+        the idle time is that much less.
         """
         if self._session and not self._seats and not self._is_gap:
-            self._pass(now_us)
+            self._pass(now_us - max(REST_LAG_US, 2 * self._longest_us))
 
     def reweigh(self, weights: Weights) -> None:
         """Share by other weights from the next step on."""
@@ -130,17 +147,18 @@ class Attribution:
 
     def _take_step(self, step: Step) -> None:
         sums = self._sums
-        if step.begin_us < self._end_us - CLOCK_BACK_US:
-            self._until_us = self._end_us = step.begin_us
+        if step.begin_us < self.end_us - CLOCK_BACK_US:
+            self._until_us = self.end_us = step.begin_us
         self._pass(step.end_us)
         self._step += 1
         if self._is_gap:
-            sums["lost_us"] += max(0, step.begin_us - self._end_us) * self.accelerators
+            sums["lost_us"] += max(0, step.begin_us - self.end_us) * self.accelerators
             self._is_gap = False
-        begin_us = max(step.begin_us, self._end_us)
+        begin_us = max(step.begin_us, self.end_us)
         busy_us = max(0, step.end_us - begin_us) * self.accelerators
-        block_us = max(0, step.end_us - (begin_us if self._was_empty else self._end_us)) * step.used_blocks
-        self._end_us = max(self._end_us, step.end_us)
+        block_us = max(0, step.end_us - (begin_us if self._was_empty else self.end_us)) * step.used_blocks
+        self.end_us = max(self.end_us, step.end_us)
+        self._longest_us = max(self._longest_us, step.end_us - step.begin_us)
         self.last_begin_us = step.begin_us
         self._was_empty = False
         sums["busy_us"] += busy_us
@@ -194,10 +212,11 @@ class Attribution:
                 self._lose(opened.lost - self._lost_before)
             self._lost_before = opened.lost
             return []
-        shares = self._end()  # an engine that was killed has left everyone seated
+        shares = self.end()  # an engine that was killed has left everyone seated
         self._session, self._lost_before = opened.session, opened.lost
         self.accelerators, self.off = opened.accelerators or self.accelerators, opened.off
-        self._until_us = self._end_us = opened.unix_us
+        self._until_us = self.end_us = self.began_us = opened.unix_us
+        self._longest_us = 0
         self._is_gap, self._was_empty = False, True
         return shares
 
@@ -247,7 +266,7 @@ class Attribution:
         if leave.reason == "preempted":
             owner.preemptions += 1
             owner.away.append(seat.name)
-            owner.away_since_us = self._end_us
+            owner.away_since_us = self.end_us
             self._away.pop(owner.key, None)
             self._away[owner.key] = None
             self._sums["preemptions"] += 1
@@ -297,7 +316,7 @@ class Attribution:
         for owner in self._owners.values():
             owner.is_uncertain = True
 
-    def _end(self) -> list[Share]:
+    def end(self) -> list[Share]:
         """The session is over: whoever is still in the batch, or waits to come back, will not be heard of again."""
         shares: list[Share] = []
         for key in self._away:

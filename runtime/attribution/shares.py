@@ -1,5 +1,6 @@
 """Shares and totals: what attribution says of a request, and of an engine."""
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from domain.usage import Certainty
@@ -35,7 +36,8 @@ class Share(NamedTuple):
 class Totals(NamedTuple):
     """What one engine did since its account began; times are accelerator time but `wall_us`, which passes once for all.
 
-    wall_us x accelerators = busy_us + idle_us + lost_us, and busy_us = attributed_us + in_flight_us + unattributed_us.
+    capacity_us = wall_us x accelerators = busy_us + idle_us + lost_us, and busy_us = attributed_us + in_flight_us +
+    unattributed_us, in which what is in flight is a level: what it grew by counts between two of them.
     `until_us` is the Unix time up to which that is known. `lost_us` is time of which the telemetry is lost,
     `unattributed_us` busy time of steps whose requests are not known, `losses` how often something was missing, and
     `uncertain` how many shares are the least for that reason.
@@ -71,6 +73,22 @@ class Totals(NamedTuple):
     def since(self, before: "Totals") -> "Totals":
         """The difference; `until_us` stays."""
         return Totals(self.until_us, *[now - was for now, was in zip(self[1:], before[1:], strict=True)])
+
+
+def together(engines: Iterable[tuple[int, Totals]]) -> Totals:
+    """What several engines did, from the accelerators of each and what it did.
+
+    Their `wall_us` is the time that passed for an accelerator in the mean, so that capacity is still that times all
+    accelerators, to within a microsecond for each; `until_us` is that of the one known the longest.
+    """
+    found = list(engines)
+    if not found:
+        return Totals()
+    sums = [sum(column) for column in zip(*[each[1:] for _, each in found], strict=True)]
+    all_of_them = sum(accelerators for accelerators, _ in found)
+    passed_us = sum(accelerators * each.wall_us for accelerators, each in found)
+    wall_us = (2 * passed_us + all_of_them) // (2 * all_of_them) if all_of_them else 0
+    return Totals(max(each.until_us for _, each in found), *sums)._replace(wall_us=wall_us)
 
 
 def nothing(request_id: str) -> Share:

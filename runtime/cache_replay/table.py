@@ -29,7 +29,8 @@ def hit_rate_table(workload: Workload, sizes: Sequence[int]) -> list[HitRates]:
     lookups = sum(len(access.blocks) for access in accesses)
     if not lookups:
         raise WorkloadError(
-            f"{workload.name} has no blocks: a hit rate needs a trace that says which prefixes are shared"
+            f"{workload.name} has no blocks: a hit rate needs a trace that says which prefixes are shared, as an own "
+            "one does where ledger.prompt_blocks was on"
         )
     distinct = len({block for access in accesses for block in access.blocks})
     return [

@@ -130,7 +130,10 @@ class Telemetry:
         except (ValueError, TypeError) as error:
             raise NothingSeen(f"{self._folder} holds no telemetry that can be read") from error
         if kind != "open" or version != VERSION:
-            raise NothingSeen(f"the engine writes telemetry of version {version}, and {VERSION} is read here")
+            raise NothingSeen(
+                f"the engine writes telemetry of version {version}, and {VERSION} is read here: install this Bursar's "
+                "plugin beside it and start it again"
+            )
         if facts.get("off"):
             raise NothingSeen(f"the engine is not metered: {facts['off']}")
         return CalibratedEngine.of(facts)

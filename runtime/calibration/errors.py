@@ -4,8 +4,8 @@ CalibrationError
 ├── EngineLost      the engine stopped answering in the middle, or did not end in time
 ├── EngineRefused   it answered a request with an error, or with other than what was asked for
 ├── ClientLate      the client that sends the load was the bottleneck, so its times say nothing of the engine
-├── NothingSeen     the engine told nothing of its steps, or too little to fit
-├── Unfit           what was seen cannot be fitted
+├── NothingSeen     the engine told nothing of its steps
+├── Unfit           what was seen is too little, or cannot be fitted
 ├── BadCalibration  a file holds no calibration that this version can use, or one of another engine
 └── OutsideRange    a run goes beyond what the calibration saw, and was told not to
 """
@@ -28,11 +28,11 @@ class ClientLate(CalibrationError):
 
 
 class NothingSeen(CalibrationError):
-    """The engine's telemetry holds too few steps."""
+    """The engine's telemetry says nothing of its steps, or not of those that were asked for."""
 
 
 class Unfit(CalibrationError):
-    """The steps seen cannot be fitted."""
+    """The steps seen are too few, or cannot be fitted."""
 
 
 class BadCalibration(CalibrationError):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from runtime.calibration.errors import NothingSeen, Unfit
+from runtime.calibration.errors import Unfit
 from runtime.calibration.observe import Step
 from runtime.step_time import StepTime, StepWork
 
@@ -68,9 +68,9 @@ class StepError:
 
 
 def fit_step_time(steps: Sequence[Step]) -> Fitted:
-    """Fit the model to steps; NothingSeen for too few, Unfit where the steps do not follow any such model."""
+    """Fit the model to steps; Unfit for too few, and where the steps do not follow any such model."""
     if len(steps) < STEPS_MIN:
-        raise NothingSeen(
+        raise Unfit(
             f"the engine told of {len(steps)} steps and {STEPS_MIN} are needed: does it run with Bursar's plugin?"
         )
     features = _features([step.work for step in steps])
@@ -97,7 +97,7 @@ def fit_step_time(steps: Sequence[Step]) -> Fitted:
 def step_error(model: StepTime, steps: Sequence[Step]) -> StepError:
     """How a model does on steps, outliers among them."""
     if not steps:
-        raise NothingSeen("there are no steps to compare with")
+        raise Unfit("there are no steps to compare with")
     times = np.array([max(1, step.end_us - step.begin_us) for step in steps], dtype=np.float64)
     fitted = np.array([model.duration_us(step.work) for step in steps], dtype=np.float64)
     ratios = times / fitted - 1

@@ -5,8 +5,9 @@ Everything follows from the seed.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, count
+from math import exp
 from random import Random
 from typing import Final
 
@@ -16,6 +17,8 @@ from runtime.workload.port import Arrival
 _BATCH_MAX: Final = 64
 """Larger batches are not driven to apart, for a small client would then be what is measured."""
 _TURN_GAP_US: Final = 30_000
+USERS_MAX: Final = 512
+"""Of a closed load, for the same reason."""
 TRAINING_SHARES: Final = (35, 60, 85, 115)
 HELD_OUT_SHARES: Final = (30, 55, 75, 125)
 """Rates of open loads, in hundredths of the requests a second that the engine ends when it is saturated."""
@@ -53,7 +56,7 @@ class Mix:
 
 def training_mix(shape: Shape) -> Mix:
     """What training loads ask."""
-    return Mix("even", max(16, shape.max_model_len // 24), max(8, shape.max_model_len // 96), 0.8)
+    return _fitting(shape, Mix("even", max(16, shape.max_model_len // 24), max(8, shape.max_model_len // 96), 0.8))
 
 
 def held_out_mixes(shape: Shape) -> tuple[Mix, Mix]:
@@ -61,7 +64,23 @@ def held_out_mixes(shape: Shape) -> tuple[Mix, Mix]:
     long = Mix("long", max(16, shape.max_model_len // 9), max(8, shape.max_model_len // 128), 0.6)
     blocks = max(1, shape.max_model_len // 10 // shape.block_size)
     shared = Mix("shared", max(16, shape.max_model_len // 40), max(8, shape.max_model_len // 80), 0.7, blocks, 5)
-    return long, shared
+    return _fitting(shape, long), _fitting(shape, shared)
+
+
+def _fitting(shape: Shape, mix: Mix) -> Mix:
+    """The mix, its requests shorter where the cache does not hold one for each seat: no batch would be a full one."""
+    room = shape.tokens * 3 // 4 - mix.shared_prefixes * mix.shared_blocks * shape.block_size
+    mean = (mix.prompt_median + mix.output_median) * exp(mix.spread**2 / 2)
+    part = min(1.0, max(0, room) / shape.max_num_seqs / mean)
+    prompt, output = round(mix.prompt_median * part), round(mix.output_median * part)
+    return replace(mix, prompt_median=max(16, prompt), output_median=max(8, output))
+
+
+def users_of(shape: Shape) -> list[int]:
+    """How many users closed loads have: one, parts of the seats, and half as many again as there are seats."""
+    seats = shape.max_num_seqs
+    wanted = (1, seats // 4, seats // 2, seats, seats + max(1, seats // 2))
+    return sorted({min(USERS_MAX, max(1, each)) for each in wanted})
 
 
 def single_loads(shape: Shape) -> list[Load]:

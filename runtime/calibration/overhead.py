@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from runtime.calibration.errors import NothingSeen
+from runtime.calibration.errors import Unfit
 from runtime.calibration.fit import Floats, near, solve
 from runtime.calibration.observe import Step
 from runtime.calibration.trials import Trial, steps_of
@@ -35,7 +35,7 @@ class _Delivery(NamedTuple):
 
 
 def fit_overhead(trials: Sequence[Trial]) -> Overhead:
-    """Fit all of it; NothingSeen where an engine was never idle when a request came, or never worked without a rest."""
+    """Fit all of it; Unfit where an engine was never idle when a request came, or never worked without a rest."""
     gap = _line(list(_gaps(trials)), "two steps in a row")
     arrival = _line([each for trial in trials for each in _arrivals(trial)], "requests that found the engine idle")
     deliveries = [each for trial in trials for each in _prompt_deliveries(trial)]
@@ -104,9 +104,7 @@ def _deliveries(trial: Trial) -> Iterator[_Delivery]:
 def _line(points: Sequence[tuple[int, int]], what: str) -> tuple[float, float]:
     """The constant and the price of one unit, neither below zero, those left out that lie far off."""
     if len(points) < _SEEN_MIN:
-        raise NothingSeen(
-            f"{len(points)} {what} were seen and {_SEEN_MIN} are needed: calibrate with the designed loads"
-        )
+        raise Unfit(f"{len(points)} {what} were seen and {_SEEN_MIN} are needed: calibrate with the designed loads")
     seen = np.array(points, dtype=np.float64)
     features: Floats = np.column_stack([np.ones(len(seen)), seen[:, 0]])
     kept = np.ones(len(seen), dtype=bool)

@@ -1,37 +1,47 @@
 """A calibration from beginning to end: warm up, drive the training loads, fit, and measure the fit on other loads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from domain.amounts import MILLION
 from domain.prices import GpuRate
 from runtime.calibration.engine import CalibratedEngine, Shape
+from runtime.calibration.errors import CalibrationError
 from runtime.calibration.fit import fit_step_time, step_error
 from runtime.calibration.loads import (
     TRAINING_SHARES,
+    USERS_MAX,
     Load,
-    closed,
     held_out_mixes,
     opened,
     single_loads,
     training_mix,
+    users_of,
     warming,
 )
 from runtime.calibration.observe import Step
 from runtime.calibration.overhead import fit_overhead
+from runtime.calibration.pace import Pace
 from runtime.calibration.ranges import Ranges
 from runtime.calibration.stored import Calibration, Device
 from runtime.calibration.trials import Trial, Trials, steps_of
-from runtime.step_time import StepTime
+from runtime.step_time import StepTime, StepWork, prefill_pairs
 
 OPEN_S: Final = 10.0
 _TURNS: Final = 6
+_CLOSED_PER_OPEN: Final = 2
+"""So many times as long as an open load a closed one may last, unless two turns take longer."""
+_OPEN_WITH_ENDS: Final = 2
+"""So many times as long as requests come an open load lasts about, until the last of them has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long each open load lasts in seconds, how many requests each user of a closed one sends, and the seed."""
+    """How long requests of an open load come in seconds, how many each user of a closed one sends at most, the seed.
+
+    A closed load has fewer turns where it would last longer than twice `open_s`, and two at least.
+    """
 
     open_s: float = OPEN_S
     turns: int = _TURNS
@@ -39,15 +49,44 @@ class Plan:
 
 
 async def calibrate(
-    trials: Trials, engine: CalibratedEngine, device: Device, created_unix_s: int, plan: Plan | None = None
+    trials: Trials,
+    engine: CalibratedEngine,
+    device: Device,
+    created_unix_s: int,
+    plan: Plan | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Calibration:
-    """Drive the engine and fit it; raises CalibrationError, and then there is nothing to keep."""
+    """Drive the engine and fit it; raises CalibrationError, and then there is nothing to keep.
+
+    `say` is told how long it will take, once the first loads have shown how fast the engine is.
+    """
     plan = plan or Plan()
+    check_clock(engine)
     shape = Shape.of(engine)
     await trials.run(warming(shape))
-    training = await _trained(trials, shape, plan)
-    held_out = [await trials.run(load) for load in _checks(shape, plan)]
+    training = [await trials.run(load) for load in single_loads(shape)]
+    pace = Pace.of(shape, steps_of(training))
+    closed = _closed(pace, plan)
+    checks = _checks(pace, plan)
+    if say is not None:
+        say(_announced(pace, plan, [*closed, *checks]))
+    training += [await trials.run(load) for load in closed]
+    # How many requests a second the engine can do is seen in the fullest closed load, the last of them.
+    per_s = training[-1].ended_per_s
+    rates = [opened(shape, training_mix(shape), per_s, share, plan.open_s, plan.seed) for share in TRAINING_SHARES]
+    training += [await trials.run(load) for load in rates]
+    held_out = [await trials.run(load) for load in checks]
     return calibration_of(training, held_out, engine, device, created_unix_s)
+
+
+def check_clock(engine: CalibratedEngine) -> None:
+    """Raise CalibrationError for a simulator whose clock runs at another speed than that of its clients."""
+    scale = engine.knobs.get("time_scale", 1)
+    if scale != 1:
+        raise CalibrationError(
+            f"the simulator's clock runs {scale:g} times as fast as that of its clients, so what they measure is not "
+            "its time: start it with a time scale of 1 to calibrate it"
+        )
 
 
 def calibration_of(
@@ -99,18 +138,32 @@ def rate_of(model: StepTime, steps: Sequence[Step]) -> GpuRate:
     return GpuRate(0, round(input_us * MILLION / max(1, computed)), round(output_us * MILLION / max(1, decoded)))
 
 
-async def _trained(trials: Trials, shape: Shape, plan: Plan) -> list[Trial]:
-    """The training loads; how many requests a second the engine can do is seen in the fullest closed one."""
-    mix, seats = training_mix(shape), shape.max_num_seqs
-    users = sorted({1, max(1, seats // 4), max(1, seats // 2), seats})
-    done = [await trials.run(load) for load in single_loads(shape)]
-    done += [await trials.run(closed(shape, mix, each, plan.turns, plan.seed)) for each in users]
-    full = await trials.run(closed(shape, mix, seats + max(1, seats // 2), plan.turns, plan.seed))
-    rates = [opened(shape, mix, full.ended_per_s, share, plan.open_s, plan.seed) for share in TRAINING_SHARES]
-    return [*done, full, *[await trials.run(load) for load in rates]]
+def lone_rate(model: StepTime, engine: CalibratedEngine) -> GpuRate:
+    """What a token takes of the accelerator where its request is alone, by the same model.
+
+    The prompt is as long as the median one of the mixed loads; a token of a shorter one bears more of the step's base.
+    """
+    tokens = training_mix(Shape.of(engine)).prompt_median
+    prefill_us = model.duration_us(StepWork(1, tokens, prefill_pairs(tokens, 0)))
+    return GpuRate(0, round(prefill_us * MILLION / tokens), model.decode_duration_us(1, tokens) * MILLION)
 
 
-def _checks(shape: Shape, plan: Plan) -> list[Load]:
+def _closed(pace: Pace, plan: Plan) -> list[Load]:
+    """The closed training loads, the fullest last."""
+    mix, lasts_s = training_mix(pace.shape), plan.open_s * _CLOSED_PER_OPEN
+    return [pace.closed(mix, users, plan.turns, lasts_s, plan.seed) for users in users_of(pace.shape)]
+
+
+def _checks(pace: Pace, plan: Plan) -> list[Load]:
     """Two loads of other lengths, one of shared prefixes, that nothing is fitted to."""
-    users = max(1, shape.max_num_seqs // 3)
-    return [closed(shape, mix, users, plan.turns, plan.seed + 1) for mix in held_out_mixes(shape)]
+    users, lasts_s = min(USERS_MAX, max(1, pace.shape.max_num_seqs // 3)), plan.open_s * _CLOSED_PER_OPEN
+    return [pace.closed(mix, users, plan.turns, lasts_s, plan.seed + 1) for mix in held_out_mixes(pace.shape)]
+
+
+def _announced(pace: Pace, plan: Plan, loads: Sequence[Load]) -> str:
+    users = users_of(pace.shape)[-1]
+    said = f"{pace.shape.max_num_seqs} seats, so up to {users} users at once"
+    if pace.step_time is None:
+        return said
+    open_s = plan.open_s * _OPEN_WITH_ENDS * len(TRAINING_SHARES)
+    return f"{said}: about {sum(map(pace.lasts_s, loads)) + open_s:.0f} s more"

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any, Final
 
 from runtime.calibration.engine import CalibratedEngine
-from runtime.calibration.errors import CalibrationError
 from runtime.calibration.stored import Calibration
 from runtime.eviction.port import EvictionPolicy
 from runtime.routing.port import RoutingPolicy
@@ -43,15 +42,14 @@ def deployment_of(
 ) -> Deployment:
     """What is simulated; without a calibration, the simulator's own engine and its worked-out step time.
 
-    KnobError for knobs that do not go together, CalibrationError for those that the simulator does not model.
+    KnobError for knobs that do not go together, and for those that the simulator does not model.
     """
     changed = dict(knobs or {})
     strangers = [name for name in changed if name not in MODELLED]
     if strangers:
-        raise CalibrationError(f"the simulator does not model {', '.join(strangers)}: it has {', '.join(MODELLED)}")
+        raise KnobError(f"the simulator does not model {', '.join(strangers)}: it has {', '.join(MODELLED)}")
     if calibration is None:
-        require(changed, EngineFacts(device="cuda"))
-        engine = _changed(EngineConfig(max_waiting=_QUEUE_MAX), changed)
+        engine = _uncalibrated(EngineConfig(max_waiting=_QUEUE_MAX), changed)
         return Deployment(engine, routing=routing, replicas=replicas, eviction=eviction)
     return Deployment(
         _changed(_config(calibration.engine), _checked(calibration.engine, changed)),
@@ -62,6 +60,17 @@ def deployment_of(
         replicas,
         calibration.engine.accelerators,
     )
+
+
+def _uncalibrated(config: EngineConfig, changed: Mapping[str, KnobValue]) -> EngineConfig:
+    """The simulator's own engine with other knobs, judged as those of a real one are."""
+    if changed.get("kv_cache_memory_bytes") is not None:
+        raise KnobError(
+            "how many blocks kv_cache_memory_bytes makes only a calibration knows: set num_gpu_blocks_override"
+        )
+    now: dict[str, KnobValue] = {name: getattr(config, name) for name in ("block_size", *_SAME)}
+    require({**now, **changed}, EngineFacts(device="cuda", cache_tokens=config.num_blocks * config.block_size))
+    return _changed(config, changed)
 
 
 def _config(engine: CalibratedEngine) -> EngineConfig:
@@ -82,9 +91,7 @@ def _checked(engine: CalibratedEngine, changed: dict[str, KnobValue]) -> dict[st
     if memory is None:
         return changed
     if type(before) is not int or type(memory) is not int:
-        raise CalibrationError(
-            "kv_cache_memory_bytes was not set when the engine was calibrated: set num_gpu_blocks_override"
-        )
+        raise KnobError("kv_cache_memory_bytes was not set when the engine was calibrated: set num_gpu_blocks_override")
     size = changed.get("block_size", engine.block_size)
     assert isinstance(size, int)
     blocks = (engine.num_blocks + NULL_BLOCKS) * engine.block_size * memory // before // size
@@ -93,7 +100,7 @@ def _checked(engine: CalibratedEngine, changed: dict[str, KnobValue]) -> dict[st
 
 def _changed(config: EngineConfig, knobs: Mapping[str, KnobValue]) -> EngineConfig:
     """The configuration with other knobs; another size of blocks keeps the cache's tokens."""
-    values: dict[str, Any] = {name: value for name, value in knobs.items() if name in _SAME}
+    values: dict[str, Any] = {name: value for name, value in knobs.items() if name in _SAME and value is not None}
     size = knobs.get("block_size") or config.block_size
     blocks = knobs.get("num_gpu_blocks_override")
     assert isinstance(size, int)

@@ -20,11 +20,14 @@ _BINS: Final = 2_048
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number, and the interval that it would be found in 95 times of 100 if all were drawn again."""
+    """A number, and the interval that it would be found in 95 times of 100 if all were drawn again.
+
+    There is no interval, None, where drawing again changes nothing.
+    """
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
     @classmethod
     def of(cls, value: float, again: Floats) -> "Estimate":

@@ -36,6 +36,8 @@ GAP_COLUMNS: Final = ("gap_us", "tokens")
 
 PENDING, FINISHED, REFUSED = 0, 1, 2
 """The values of `status`."""
+NOT_ROUTED: Final = "not_routed"
+"""The reason of a request that the routing policy gave to no replica."""
 
 
 class Recorder:
@@ -43,13 +45,16 @@ class Recorder:
 
     A row of `steps` is one step, or a jump of several that are alike: then its end is the last one's, its busy time and
     tokens are the sums, and the rest is as it was when the last was scheduled. A row of `gaps` says that so many tokens
-    came so long after the token before them of the same request.
+    came so long after the token before them of the same request. `refusals` says how many were refused and why,
+    `has_blocks` whether any request said how its prompt begins.
     """
 
     def __init__(self) -> None:
         self.requests: dict[str, array[int]] = {name: array("q") for name in REQUEST_COLUMNS}
         self.steps: dict[str, array[int]] = {name: array("q") for name in STEP_COLUMNS}
         self.gaps: dict[str, array[int]] = {name: array("q") for name in GAP_COLUMNS}
+        self.refusals: dict[str, int] = {}
+        self.has_blocks = False
         self._request_columns = list(self.requests.values())
         self._step_columns = list(self.steps.values())
         self._gap_us, self._gap_tokens = self.gaps["gap_us"], self.gaps["tokens"]
@@ -60,6 +65,11 @@ class Recorder:
         for column, value in zip(self._request_columns, row, strict=True):
             column.append(value)
         return len(self._request_columns[0]) - 1
+
+    def refuse(self, index: int, reason: str) -> None:
+        """A request is refused, for a reason of `Submission` or because no replica takes it."""
+        self.requests["status"][index] = REFUSED
+        self.refusals[reason] = self.refusals.get(reason, 0) + 1
 
     def add_step(self, *row: int) -> None:
         """A step or a jump, in the order of STEP_COLUMNS."""

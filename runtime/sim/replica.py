@@ -13,7 +13,7 @@ from runtime.sim.engine import Engine
 from runtime.sim.front_end import FrontEnd
 from runtime.sim.invariants import TimeReversed, check_at_rest, check_block_sum, check_holdings
 from runtime.sim.job import Job
-from runtime.sim.recorder import FINISHED, PENDING, REFUSED, Recorder
+from runtime.sim.recorder import FINISHED, PENDING, Recorder
 from runtime.sim.request import SimRequest, Submission
 from runtime.sim.step import Jump, Step
 from runtime.sim.witness import Witness
@@ -120,12 +120,13 @@ class Replica:
             self._ready_us = max(self._ready_us, due_us)
         hashes = () if self._block_map is None else self._block_map.hashes(arrival)
         request = SimRequest(index, arrival.prompt_tokens, arrival.output_tokens, hashes, priority=arrival.priority)
-        if self._engine.submit(request, due_us) is Submission.ACCEPTED:
+        answer = self._engine.submit(request, due_us)
+        if answer is Submission.ACCEPTED:
             self._needed_tokens += arrival.prompt_tokens + max(0, arrival.output_tokens - 1)
             self._output_tokens += arrival.output_tokens
             self._witness.expect(index, arrival)
         else:
-            self._columns["status"][index] = REFUSED
+            self._recorder.refuse(index, answer.value)
             self._in_flight -= 1
             self._ended(index, due_us)
 

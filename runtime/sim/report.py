@@ -1,6 +1,7 @@
 """What a run comes to: latencies, throughput, goodput, hits and accelerator time, with intervals."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Final
 
@@ -42,14 +43,16 @@ class Rates:
     """Per second from the first arrival to the last end, or per token; None where no SLO is given.
 
     Good requests are those that kept the SLO; `good_share` is of all that were offered. `gpu_us_per_token` is busy
-    accelerator time over all tokens of finished requests, those found in the prefix cache included.
+    accelerator time over all tokens of finished requests, those found in the prefix cache included. A single run has no
+    interval for `requests_per_s`, since when requests come is given, and there is no `hit_rate`, None, where the
+    workload does not say how prompts begin.
     """
 
     requests_per_s: Estimate
     output_tokens_per_s: Estimate
     goodput_per_s: Estimate | None
     good_share: Estimate | None
-    hit_rate: Estimate
+    hit_rate: Estimate | None
     gpu_us_per_token: Estimate
 
 
@@ -65,13 +68,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A run in numbers; `idle_gpu_us` is what the accelerators were not busy from the first arrival to the last end."""
+    """A run in numbers; `idle_gpu_us` is what the accelerators were not busy from the first arrival to the last end.
+
+    `refusals` says how many were refused by reason: those of `runtime.sim.request.Submission`, and `not_routed`.
+    """
 
     workload: str
     digest: str
     requests: int
     finished: int
     refused: int
+    refusals: Mapping[str, int]
     preemptions: int
     steps: int
     prompt_tokens: int
@@ -98,6 +105,7 @@ def report(run: Run, slo: Slo | None = None, *, seed: int = 0, resamples: int = 
         requests=len(finished),
         finished=int(finished.sum()),
         refused=int(run.refused.sum()),
+        refusals=dict(sorted(run.refusals.items())),
         preemptions=int(columns["preemptions"].sum()),
         steps=int(run.steps["steps"].sum()),
         prompt_tokens=int(ended["prompt_tokens"].sum()),
@@ -130,6 +138,8 @@ def _merge(values: list[Any]) -> Any:
     if is_dataclass(first):
         names = [field.name for field in fields(first)]
         return replace(values[0], **{name: _merge([getattr(value, name) for value in values]) for name in names})
+    if isinstance(first, dict):
+        return dict(sorted(sum(map(Counter, values), Counter()).items()))
     if isinstance(first, str):
         return first if len(set(values)) == 1 else ",".join(values)
     return sum(values) if isinstance(first, int) else float(np.mean(values))
@@ -167,11 +177,11 @@ def _rates(run: Run, slo: Slo | None, duration_us: int, busy_us: int, drawn: Res
     seconds = duration_us / US_PER_S
     good = None if slo is None else good_requests(run, slo)
     return Rates(
-        requests_per_s=drawn.estimate(lambda at: finished[at].sum() / seconds),
+        requests_per_s=Estimate(float(finished.sum() / seconds)),
         output_tokens_per_s=drawn.estimate(lambda at: output[at].sum() / seconds),
         goodput_per_s=None if good is None else drawn.estimate(lambda at: good[at].sum() / seconds),
         good_share=None if good is None else drawn.estimate(lambda at: good[at].mean()),
-        hit_rate=drawn.estimate(lambda at: cached[at].sum() / max(1, prompt[at].sum())),
+        hit_rate=drawn.estimate(lambda at: cached[at].sum() / max(1, prompt[at].sum())) if run.has_blocks else None,
         gpu_us_per_token=drawn.estimate(lambda at: busy_us / max(1, prompt[at].sum() + output[at].sum())),
     )
 

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -24,6 +24,7 @@ class Run:
     Times are microseconds from the workload's begin: `arrival_us`, `first_us` and `end_us` as the client sees them,
     `queued_us`, `scheduled_us`, `engine_first_us` and `engine_end_us` as the engine does; -1 for what never was. The
     gaps are those between the tokens of one request as its client sees them, each with how many tokens had it.
+    `refusals` are how many requests were refused by reason, `has_blocks` whether the workload says how prompts begin.
     """
 
     workload: str
@@ -31,6 +32,8 @@ class Run:
     requests: Mapping[str, IntArray]
     steps: Mapping[str, IntArray]
     gaps: Mapping[str, IntArray]
+    refusals: Mapping[str, int] = field(default_factory=dict)
+    has_blocks: bool = True
 
     @classmethod
     def of(cls, workload: str, deployment: Deployment, recorder: Recorder) -> "Run":
@@ -45,7 +48,8 @@ class Run:
         for table in tables:
             for column in table.values():
                 column.flags.writeable = False
-        run = cls(workload, deployment, *tables)
+        requests, steps, gaps = tables
+        run = cls(workload, deployment, requests, steps, gaps, dict(recorder.refusals), recorder.has_blocks)
         run.check_order()
         return run
 

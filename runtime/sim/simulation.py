@@ -8,7 +8,7 @@ from typing import Final
 from runtime.sim.content import BlockMap
 from runtime.sim.deployment import Deployment
 from runtime.sim.invariants import RequestsLost
-from runtime.sim.recorder import PENDING, REFUSED, Recorder
+from runtime.sim.recorder import NOT_ROUTED, PENDING, Recorder
 from runtime.sim.replica import NEVER_US, Replica
 from runtime.sim.run import Run
 from runtime.sim.witness import Witness
@@ -96,7 +96,7 @@ class _Simulation:
             loads = [replica.load(self._now_us) for replica in self._replicas]
             chosen = self._routing.choose(loads, arrival.blocks)
         if chosen < 0:
-            columns["status"][index] = REFUSED
+            self._recorder.refuse(index, NOT_ROUTED)
             self._ended(index, self._now_us)
         else:
             self._replicas[chosen].accept(index, arrival, self._now_us)
@@ -108,6 +108,7 @@ class _Simulation:
                 self._all_read = True
                 return
             index = self._recorder.add_request(arrival.prompt_tokens, arrival.output_tokens)
+            self._recorder.has_blocks |= bool(arrival.blocks)
             if arrival.prompt_tokens < 1 or arrival.output_tokens < 0 or arrival.at_us < 0 or arrival.after >= index:
                 raise WorkloadError(f"{self._workload.name}: request {index} cannot be: {arrival}"[:500])
             if arrival.after >= 0:

@@ -15,7 +15,8 @@ folder is bounded and whoever follows it may be away for a while. A line is a JS
 
 Times are Unix microseconds, durations microseconds. `session` is new at each start of the engine. A step lists those of
 the batch that computed other than one decoded token: the tokens of a prefill chunk, or 0 for one that was not
-scheduled. Every other handle that has joined and not left decoded one token, over its context, which grew by one. A
+scheduled. Every other handle that has joined and not left decoded one token, over its context, which grew by one.
+`running` and `waiting` are how many ran and waited when the step was scheduled, `used_blocks` those when it was done. A
 handle is a small integer that is used again only after its leave. A preempted request joins again, under a new handle.
 The facts are `engine` (vllm or sim, and its version), `model`, `block_size`, `num_blocks`, `accelerators`, and `knobs`:
 the value of each knob by its name; and `lost`: how many lines of this session could not be written so far (a full disk,

@@ -14,6 +14,7 @@ COUNT_MAX = 1 << 31
 ACCELERATORS_MAX = 100_000
 STEP_US_MAX = 3_600_000_000
 TEXT_CHARS_MAX = 512
+VERSION_CHARS_MAX = 40
 REASONS = ("finished", "aborted", "preempted")
 
 Take = tuple[int, int]
@@ -98,21 +99,25 @@ class Close(NamedTuple):
 class Lost(NamedTuple):
     """Something is missing here, and why: `garbage`, `torn`, `long`, `segments`, `replaced`, `version` or `unwritten`.
 
-    `missing` is how many lines that were, or segments, where that is known.
+    `missing` is how many lines that were, or segments, where that is known; `detail` the version that is not ours.
     """
 
     why: str
     missing: int = 1
+    detail: str = ""
 
 
 Record = Open | State | Join | Step | Leave | Finished | Close | Lost
 
 
 class Parser:
-    """Makes records of the whole lines of one source; what cannot be read becomes a `Lost` and nothing is raised."""
+    """Makes records of the whole lines of one source; what cannot be read becomes a `Lost` and nothing is raised.
+
+    `foreign` is the version of the format in which the source tells now, where that is not ours.
+    """
 
     def __init__(self) -> None:
-        self._is_foreign = False
+        self.foreign = ""
 
     def records(self, data: bytes) -> Iterator[Record]:
         """The records of some whole lines, each made when it is asked for."""
@@ -125,9 +130,9 @@ class Parser:
                 record = Lost("garbage")
             if isinstance(record, Open | Lost) and (not isinstance(record, Lost) or record.why == "version"):
                 # What another version of the format means by its lines is not known until a segment of ours begins.
-                self._is_foreign = isinstance(record, Lost)
+                self.foreign = record.detail if isinstance(record, Lost) else ""
                 yield record
-            elif not self._is_foreign:
+            elif not self.foreign:
                 yield record
 
 
@@ -185,7 +190,7 @@ def _rarer(kind: Any, line: Any) -> Record:
 
 def _opened(line: Any) -> Record:
     if line[1] != VERSION:
-        return Lost("version")
+        return Lost("version", detail=repr(line[1])[:VERSION_CHARS_MAX])
     _, _, source, session, segment, unix_us, facts = line
     _check_text(source)
     _check_text(session)

@@ -86,9 +86,8 @@ class Knob:
 
     def _range(self) -> str:
         unit = f" {self.unit}" if self.unit else ""
-        if self.high is None:
-            return f"at least {self.low:g}{unit}"
-        return f"from {self.low:g} to {self.high:g}{unit}"
+        low, high = (f"{each:g}" if isinstance(each, float) else each for each in (self.low, self.high))
+        return f"at least {low}{unit}" if high is None else f"from {low} to {high}{unit}"
 
 
 PHRASES: Mapping[Kind, str] = {

@@ -157,13 +157,17 @@ def _block_size(values: Values, facts: EngineFacts) -> str | None:
 
 def _one_request_fits(values: Values, facts: EngineFacts) -> str | None:
     longest, size, blocks = values["max_model_len"], values["block_size"], values["num_gpu_blocks_override"]
+    held = facts.cache_tokens if _is_sized_as_before(values, facts) else None
+    blamed = ""
     if isinstance(blocks, int) and isinstance(size, int):
-        held: int | None = (blocks - NULL_BLOCKS) * size
-    else:
-        held = facts.cache_tokens if _is_sized_as_before(values, facts) else None
+        held = (blocks - NULL_BLOCKS) * size
+        blamed = f"; num_gpu_blocks_override ({blocks}) counts one block that vLLM never uses, of block_size ({size})"
     if not _over(longest, held):
         return None
-    return f"the KV cache holds {held} tokens, and max_model_len asks for {longest}: not one request of it would fit"
+    return (
+        f"the KV cache holds {held} tokens, and max_model_len asks for {longest}: not one request of it would fit"
+        f"{blamed}"
+    )
 
 
 def _is_sized_as_before(values: Values, facts: EngineFacts) -> bool:

@@ -6,6 +6,8 @@ DescribeError   the server does not answer, or is not one that can be described
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +24,18 @@ from runtime.description import (
     KnobValue,
     TelemetryState,
 )
-from runtime.telemetry.writer import segments
+from runtime.telemetry.writer import VERSION, segments
 from runtime.vllm.catalogue import KNOBS, Knob
 from runtime.vllm.couplings import COUPLINGS, NULL_BLOCKS, EngineFacts
 from runtime.vllm.exchange import HttpError, get
 
 SOURCE = "engine-0"
 FACTS_BYTES_MAX = 1 << 20
+ENDED = "the engine has ended"
+_ENGINE = re.compile(r"engine-\d{1,4}")
+# A last line that says that the engine ends is no longer.
+_CLOSE_BYTES_MAX = 64
+SIMULATOR = "sim"
 CACHE_INFO = "vllm:cache_config_info"
 CACHE_CONFIG = "cache_config."
 
@@ -117,12 +124,29 @@ def said_in(folder: Path | None, source: str = SOURCE) -> Said:
         return Said(telemetry=TelemetryState("off", f"{folder} has no segment of {source}: the plugin did not start"))
     try:
         with (folder / f"{source}.{present[-1]}.jsonl").open("rb") as file:
-            _, _, _, session, _, unix_us, facts = json.loads(file.readline(FACTS_BYTES_MAX))
-        reason, lost = facts.get("off", ""), int(facts.get("lost", 0))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+            line = json.loads(file.readline(FACTS_BYTES_MAX))
+            told_us = os.fstat(file.fileno()).st_mtime_ns // 1_000
+            if line[1] != VERSION:
+                why = f"version {line[1]!r:.40}, and this Bursar reads {VERSION}: install its plugin"
+                return Said(telemetry=TelemetryState("off", why, told_us=told_us))
+            _, _, _, session, _, unix_us, facts = line
+            file.seek(-min(_CLOSE_BYTES_MAX, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            has_ended = file.read().splitlines()[-1].startswith(b'["close",')
+        reason, lost = str(facts.get("off", "")) or (ENDED if has_ended else ""), int(facts.get("lost", 0))
+        state = TelemetryState("off" if reason else "on", reason, str(session), int(unix_us), lost, told_us)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         return Said(telemetry=TelemetryState("off", f"the newest segment of {source} cannot be read: {error}"))
-    state = TelemetryState("off" if reason else "on", str(reason), str(session), int(unix_us), lost)
     return Said(facts, state)
+
+
+def engines_in(folder: Path | None) -> dict[str, Said]:
+    """What each engine of a telemetry folder said of itself, by its source; none where nothing can be read."""
+    try:
+        names = [] if folder is None else os.listdir(folder)
+    except OSError:
+        return {}
+    sources = {source for source, _, _ in (name.partition(".") for name in names) if _ENGINE.fullmatch(source)}
+    return {source: said_in(folder, source) for source in sorted(sources)}
 
 
 def described(said: Said, info: Mapping[str, str] | None = None, version: str = "", model: str = "") -> Description:
@@ -142,13 +166,16 @@ def described(said: Said, info: Mapping[str, str] | None = None, version: str = 
     device = str(facts.get("device", ""))
     engine, _, of_facts = str(facts.get("engine", "vllm")).partition(" ")
     tokens = blocks * size if blocks and size else None
+    if engine == SIMULATOR and blocks and size:
+        # It tells the two beside its knobs, one under a name of its own.
+        knobs |= {"block_size": size, "num_gpu_blocks_override": blocks + NULL_BLOCKS}
     return Description(
         engine=engine,
         model=str(facts.get("model", "")) or model,
         device=device,
         versions={engine: version or of_facts},
         components=_components(knobs),
-        knobs=tuple(_knob_state(name, value) for name, value in sorted(knobs.items())),
+        knobs=tuple(_knob_state(name, value, knobs) for name, value in sorted(knobs.items())),
         couplings=_couplings(knobs, EngineFacts(device or "cuda", cache_tokens=tokens, knobs=knobs)),
         capacity=Capacity(
             num_blocks=blocks or None,
@@ -201,7 +228,8 @@ def _components(knobs: Mapping[str, KnobValue]) -> tuple[Component, ...]:
     return tuple(Component(c.name, c.does, c.knobs, tuple(f for f in c.feeds if f in names)) for c in found)
 
 
-def _knob_state(name: str, value: KnobValue) -> KnobState:
+def _knob_state(name: str, value: KnobValue, others: Mapping[str, KnobValue]) -> KnobState:
+    """A knob as it is now; it couples to those only that the engine has."""
     # The simulator has knobs of its own, the coefficients of its step time.
     knob = KNOBS.get(name) or Knob(name, "text", "a setting of this engine alone", "")
     return KnobState(
@@ -213,7 +241,7 @@ def _knob_state(name: str, value: KnobValue) -> KnobState:
         knob.low,
         knob.high,
         knob.choices,
-        knob.couples,
+        tuple(each for each in knob.couples if each in others),
         knob.changes_outputs,
         knob.why,
     )

@@ -70,12 +70,19 @@ class BursarTrace:
             output,
             self._ids(number, row.get("blocks", []), prompt, output),
             self._whole(number, "priority", row.get("priority", 0), -_AT_US_MAX, _AT_US_MAX),
-            self._whole(number, "after", row.get("after", -1), -1, index - 1),
+            self._after(number, row.get("after", -1), index),
         )
 
     def _whole(self, number: int, name: str, value: Any, least: int, most: int) -> int:
         if type(value) is not int or not least <= value <= most:
             raise wrong(self.path, number, f"{name} is {value!r:.40}: it must be a whole number from {least} to {most}")
+        return value
+
+    def _after(self, number: int, value: Any, index: int) -> int:
+        if type(value) is not int or not -1 <= value < index:
+            raise wrong(
+                self.path, number, f"after is {value!r:.40}: it must be the index of a request above, the first being 0"
+            )
         return value
 
     def _ids(self, number: int, ranges: Any, prompt: int, output: int) -> tuple[int, ...]:

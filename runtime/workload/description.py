@@ -18,6 +18,7 @@ from runtime.workload.synthetic import Synthetic, SyntheticWorkload
 
 BYTES_MAX = 64 << 10
 LEVELS_MAX = 32
+_MISTAKES_TOLD = 3
 SUFFIXES = (".yaml", ".yml")
 
 
@@ -97,9 +98,19 @@ def workload_of(
 
 
 def _said(error: ValidationError, named: str) -> str:
-    """The first mistake of a description in a line, and how many more there are."""
-    mistakes = error.errors(include_url=False, include_context=False)
-    first = mistakes[0]
-    place = ".".join(map(str, first["loc"]))
-    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    return f"{named}: {place}{': ' if place else ''}{first['msg']}; it is {first['input']!r:.60}{more}"
+    """The first mistakes of a description in a line, and how many more there are."""
+    mistakes = error.errors(include_url=False)
+    more = f" (and {len(mistakes) - _MISTAKES_TOLD} more)" if len(mistakes) > _MISTAKES_TOLD else ""
+    return f"{named}: {'; '.join(map(_mistake, mistakes[:_MISTAKES_TOLD]))}{more}"
+
+
+def _mistake(mistake: Mapping[str, Any]) -> str:
+    place = ".".join(map(str, mistake["loc"]))
+    begin = f"{place}: " if place else ""
+    if mistake["type"] == "union_tag_invalid":
+        return f"{begin}there is no kind {mistake['ctx']['tag']!r:.60}: there are {mistake['ctx']['expected_tags']}"
+    if mistake["type"] == "union_tag_not_found":
+        return f"{begin}it has no kind"
+    if not place:
+        return f"it must be members with their values, of which kind is one; it is {mistake['input']!r:.60}"
+    return f"{begin}{mistake['msg']}; it is {mistake['input']!r:.60}"

@@ -11,7 +11,7 @@ from runtime.workload.bursar import BursarTrace, is_bursar
 from runtime.workload.excerpt import Excerpt
 from runtime.workload.mooncake import MooncakeTrace, is_mooncake
 from runtime.workload.port import TraceError, Workload
-from runtime.workload.rows import lines
+from runtime.workload.rows import lines, wrong
 
 FOLDER_VARIABLE = "BURSAR_TRACES"
 FORMATS: Mapping[str, Callable[[Path], Workload]] = {
@@ -57,14 +57,14 @@ def traces_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
 def format_of(path: Path) -> str:
     """The name of the format of a file, by its first line. TraceError."""
-    _, line = next(lines(path), (0, b""))
+    number, line = next(lines(path), (0, b""))
     if not line:
         raise TraceError(f"{path} is empty")
     if line.startswith(b"{"):
         try:
             row = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            row = {}
+        except orjson.JSONDecodeError as error:
+            raise wrong(path, number, f"is not JSON: {error}") from error
         if is_bursar(row):
             return "bursar"
         if is_mooncake(row):

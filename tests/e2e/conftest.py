@@ -13,7 +13,7 @@ import pytest
 
 from runtime.vllm.control import VllmControl
 from runtime.vllm.knobs import VllmKnobs
-from runtime.vllm.launcher import VllmLaunch, VllmServer
+from runtime.vllm.launcher import IN_PROCESS_EXECUTOR, VllmLaunch, VllmServer
 from tests.e2e.configuration import write_configuration
 from tests.e2e.deployment import Deployment
 from tests.e2e.governed import Governed, sampled
@@ -105,4 +105,4 @@ def vllm_launch(name: str, knobs: VllmKnobs) -> VllmLaunch:
             pytest.fail(f"{needed} is missing: run `make e2e`, or `python tests/e2e/vllm_environment.py` first")
     log, telemetry = ROOT / "build" / f"vllm-{name}.log", ROOT / "build" / "telemetry" / name
     shutil.rmtree(telemetry, ignore_errors=True)
-    return VllmLaunch(PYTHON, MODEL, MODEL_NAME, log, knobs, telemetry)
+    return VllmLaunch(PYTHON, MODEL, MODEL_NAME, log, knobs, telemetry, executor=IN_PROCESS_EXECUTOR)

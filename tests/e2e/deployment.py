@@ -86,7 +86,7 @@ class Deployment(Instance):
             counters = self.counters()
             charges = self.rows(CHARGES_SQL)
             # A correction by attribution that came between the two would be in one of them only.
-            if counters == self.counters():
+            if _held_and_spent(counters) == _held_and_spent(self.counters()):
                 break
         now_s = int(time.time())
         found = []
@@ -107,6 +107,10 @@ class Deployment(Instance):
         if not path.exists() or self.pid_of(part) == old_pid:
             return False
         return part != "ledger" or running(self.home) is not None
+
+
+def _held_and_spent(counters: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    return [(counter["held"], counter["spent"]) for counter in counters]
 
 
 def eventually(found: Callable[[], Found | None], what: str, timeout_s: float = WAIT_S) -> Found:

@@ -134,6 +134,10 @@ def sampled(up: GatewayProcess, column: str) -> int:
     return sum(row[column] for row in up.records("runtime_sample") if "busy_us" in row)
 
 
+def shown(up: GatewayProcess, request_id: str) -> Any:
+    return up.client.get(f"/v1/usage/{request_id}", headers=up.headers("search")).json()
+
+
 def query(up: GatewayProcess, config: Path, *arguments: str) -> Any:
     return json.loads(ran(DONE, "ledger", *arguments, "--json", home=up.home, config=config).stdout)
 
@@ -176,6 +180,24 @@ def test_tokens_and_cached_tokens_of_what_completed_agree_with_the_runtime(up: G
     drifts = [each for each in found["drifts"] if each["kind"] != "runtime" or each["quantity"] == "cached_tokens"]
     assert drifts == []
     assert found["not_compared"] == []
+
+
+def test_tables_of_many_columns_break_none_of_their_names(up: GatewayProcess, config: Path) -> None:
+    for command, name in (
+        (["report", "gpu"], "conservation_error_percent"),
+        (["query", "SELECT * FROM runtime_sample LIMIT 3"], "nvml_busy_permille"),
+    ):
+        assert name in ran(DONE, "ledger", *command, home=up.home, config=config).stdout.split()
+
+
+def test_a_caller_is_shown_the_estimate_and_what_corrects_it(up: GatewayProcess) -> None:
+    found = [rows for rows in by_request(up).values() if rows[0]["status"] == "ok" and len(rows) > 1]
+    first, *parts = found[-1]
+    view = shown(up, first["request_id"])
+    assert (view["gpu_us"], view["gpu_us_is_estimate"], view["energy_uj"]) == (first["gpu_us"], True, None)
+    assert view["adjusted"]["energy_source"] == "estimated"
+    for name in ("gpu_us", "gpu_cost_nusd", "kv_block_us", "energy_uj", "queue_us"):
+        assert view["adjusted"][name] == sum(part.get(name, 0) for part in parts)
 
 
 def test_traffic_past_bursar_is_an_account_of_its_own(up: GatewayProcess) -> None:
@@ -225,6 +247,8 @@ def test_a_budget_in_gpu_time_is_overshot_by_what_was_under_way_and_no_more(up: 
 def test_after_a_kill_the_same_shares_are_not_posted_again(up: GatewayProcess) -> None:
     settled(up)
     rows, busy = by_request(up), account(up, "busy")
+    corrected = next(name for name, found in rows.items() if found[0]["team"] == "search" and len(found) > 1)
+    before = shown(up, corrected)["adjusted"]
     run = json.loads((up.home / "run" / "gateway.json").read_text())
     (up.home / "run" / "gateway.json").unlink()
     os.kill(run["pid"], signal.SIGKILL)
@@ -234,5 +258,6 @@ def test_after_a_kill_the_same_shares_are_not_posted_again(up: GatewayProcess) -
     settled(up, sampled_before_us=busy)
     after = by_request(up)
     assert {name: after[name] for name in rows} == rows, "of those before, nothing was posted twice"
+    until(lambda: shown(up, corrected).get("adjusted") == before is not None, "the ledger's word of it", 20)
     (new,) = after.keys() - rows.keys()
     assert sum(row["gpu_us"] for row in after[new]) == account(up, "busy") < busy

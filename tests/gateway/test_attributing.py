@@ -15,7 +15,6 @@ from gateway.claims import Claim
 from gateway.config_file import load
 from gateway.controls import Controls
 from gateway.governance import Governance
-from gateway.home import Home
 from gateway.keys import KeyStore
 from gateway.runtime_samples import Lease
 from runtime.telemetry.writer import TelemetryWriter
@@ -273,7 +272,7 @@ async def test_a_runtime_that_cannot_be_followed_does_not_end_attribution_of_the
             computed(worker, told, settle(of, await admitted(of)), 50)
             await once(worker, part, 2 * US)
     assert (spent(of), asked) == (100, 1)
-    said = "telemetry is followed no more; restart to follow it again"
+    said = "telemetry is not followed now"
     assert [(each["event"], each["runtime"]) for each in logs if each["log_level"] == "error"] == [(said, "broken")]
 
 
@@ -349,6 +348,20 @@ async def test_drift_of_tokens_is_announced_once(worker: OneWorker) -> None:
     assert (signal["subject"], signal["value"], signal["detail"]["quantity"]) == ("fake", 32, "cached_input_tokens")
 
 
+async def test_what_only_the_front_end_counted_otherwise_is_drift_too(worker: OneWorker) -> None:
+    of = await worker.open()
+    part, told = attributing(worker, of), engine(worker)
+    front_end = TelemetryWriter(worker.folder / "told", "requests-0", FACTS, clock_us=lambda: worker.now_us)
+    counted = {"prompt_tokens": 40, "cached_tokens": 0, "queued_us": 0, "prefill_us": 0, "decode_us": 0, "e2e_us": 0}
+    for output_tokens in (10, 12):
+        request_id = settle(of, await admitted(of))
+        computed(worker, told, f"chatcmpl-{request_id}", 50)
+        front_end.finished(request_id, "stop", output_tokens=output_tokens, preemptions=0, **counted)
+    for after_us in (0, 70 * US):
+        await once(worker, part, after_us)
+    assert part.shown()["bursar_token_drift_total"] == {("fake", "output_tokens"): 2}
+
+
 async def test_ending_posts_what_has_come_by_then(worker: OneWorker) -> None:
     of = await worker.open()
     part, told = attributing(worker, of), engine(worker)
@@ -382,7 +395,3 @@ async def test_a_backlog_leaves_the_event_loop_to_others(worker: OneWorker) -> N
     other.cancel()
     assert part.shown()["bursar_accelerator_us_total"]["fake", "busy"] == 9 * 5_000
     assert turns > 50
-
-
-def test_an_embedded_runtime_tells_into_its_home(tmp_path: Path) -> None:
-    assert Home(tmp_path / "home").telemetry("sim-a") == tmp_path / "home" / "telemetry" / "sim-a"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gateway.cli import export
+from gateway.home import Home
 from ledger.client import QueryFailed
 from ledger.focus import COLUMNS
 from tests.gateway import gateway_process
@@ -104,6 +105,27 @@ def test_without_a_configuration_costs_are_in_nanodollars(rested: Rested, tmp_pa
     charges = list(csv.DictReader(io.StringIO(text)))
     assert {charge["PricingUnit"] for charge in charges} == {"Nanodollars"}
     assert billed(charges) * 10**9 == sum(row["list_cost_nusd"] for row in rested[2])
+
+
+def test_without_a_configuration_it_says_that_no_price_is_known(rested: Rested) -> None:
+    done = ran(DONE, "ledger", "export", "focus", "--basis", "gpu", home=rested[0])
+    assert "no price is known" in done.stderr
+    assert "--config" in done.stderr
+    charges = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert {charge["SkuMeter"] for charge in charges} == {"Difference"}
+    assert billed(charges) * 10**9 == sum(row["gpu_cost_nusd"] for row in rested[2])
+
+
+def test_what_the_running_gateway_is_configured_with_prices_an_export(rested: Rested) -> None:
+    home, config, _ = rested
+    known = exported(rested, "--basis", "gpu")
+    Home(home).write_run("gateway", {"config": str(config)})
+    try:
+        done = ran(DONE, "ledger", "export", "focus", "--basis", "gpu", home=home)
+    finally:
+        Home(home).remove_run("gateway")
+    assert (list(csv.DictReader(io.StringIO(done.stdout))), done.stderr) == (known, "")
+    assert "Accelerator Time" in {charge["SkuMeter"] for charge in known}
 
 
 def test_bad_input_gets_a_line(rested: Rested, tmp_path: Path) -> None:

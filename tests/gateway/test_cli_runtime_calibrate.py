@@ -1,6 +1,7 @@
 """`bursar runtime list`, `describe` and `calibrate`, over the simulator served as if it were a real engine."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -13,9 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
+from gateway.cli.runtime_calibrate import print_calibration
+from runtime.calibration.session import lone_rate
 from runtime.calibration.stored import Calibration
 from runtime.step_time import StepTime
-from tests.gateway.test_cli_commands import AWAY, DONE, WRONG_USAGE, answer, ran
+from tests.gateway.test_cli_commands import AWAY, DONE, NO, WRONG_USAGE, answer, ran
+from tests.runtime.calibration.test_stored import MADE
 from tests.runtime.sim.conftest import running_simulator
 
 KNOBS = ("--max-model-len", "512", "--max-num-seqs", "4", "--max-num-batched-tokens", "256", "--num-blocks", "128")
@@ -67,6 +71,17 @@ def test_an_engine_is_described(served: Path, tmp_path: Path) -> None:
     assert {knob["name"]: knob["value"] for knob in found["knobs"]}["max_num_seqs"] == 4
     table = ran(DONE, "runtime", "describe", "served", home=tmp_path, config=served).stdout
     assert "max_num_batched_tokens" in table
+    assert "served: sim 1, model m\n" in table
+    for row in (
+        r"max_num_seqs .* 4 .* 1 to 4,096 .* requests .* max_num_batched_tokens ",
+        r"scheduling_policy .* fcfs, priority ",
+        r"block_size .* 16 ",
+        r"num_gpu_blocks_override .* 129 ",
+        r"a token for each request .* max_num_batched_tokens, max_num_seqs .* yes ",
+    ):
+        assert re.search(row, table), row
+    for other in ("speculative_config", "tenants apart", "active within seats"):
+        assert other not in table, "the simulator has no such knob"
 
 
 def test_what_is_not_there_is_said(served: Path, tmp_path: Path) -> None:
@@ -84,7 +99,10 @@ def test_what_is_not_there_is_said(served: Path, tmp_path: Path) -> None:
 def test_calibrating_the_simulator_finds_its_own_coefficients(served: Path, tmp_path: Path) -> None:
     """Its telemetry tells the times of its model to the microsecond, so the fit is that model."""
     arguments = ("runtime", "calibrate", "served", "--seconds", "1", "--turns", "2", "--json")
-    kept = answer(*arguments, home=tmp_path, config=served)
+    done = ran(DONE, *arguments, home=tmp_path, config=served)
+    told_of_each_load(done.stderr)
+    kept = json.loads(done.stdout)
+    assert kept["lone_rate"]["gpu_us_per_output_mtok"] > kept["rate"]["gpu_us_per_output_mtok"]
     found = Calibration.load(tmp_path / "calibrations" / "served.json")
     assert (kept["path"], kept["digest"]) == (str(tmp_path / "calibrations" / "served.json"), found.digest)
     truth = StepTime()
@@ -100,6 +118,20 @@ def test_calibrating_the_simulator_finds_its_own_coefficients(served: Path, tmp_
     simulate_its_engine_and_no_other(found, served, tmp_path)
 
 
+def told_of_each_load(told: str) -> None:
+    """Where there is no terminal: how long it will take, and a line for each load."""
+    lines = told.splitlines()
+    loads = [line.partition(":")[0] for line in lines]
+    assert [*loads[:5], *loads[6:11]] == [
+        *("warming", "prefills", "decodes-short", "decodes-long", "hits"),
+        *(f"even-closed-{users}" for users in (1, 2, 4, 6)),
+        "even-open-35",
+    ]
+    assert re.fullmatch(r"4 seats, so up to 6 users at once: about \d+ s more", lines[5])
+    assert lines[9] == "even-closed-6: 12 requests ended"
+    assert len(lines) == 16
+
+
 def simulate_its_engine_and_no_other(found: Calibration, config: Path, home: Path) -> None:
     """`--runtime` takes the runtime's own calibration, and refuses one of another engine under that name."""
     trace = home / "trace.jsonl"
@@ -112,6 +144,39 @@ def simulate_its_engine_and_no_other(found: Calibration, config: Path, home: Pat
     other.save(home / "calibrations" / "served.json")
     refused = ran(WRONG_USAGE, *arguments, home=home, config=config)
     assert "of another engine: model 'another', not 'm'" in refused.stderr
+
+
+def test_what_belongs_to_launch_is_refused_without_it(served: Path, tmp_path: Path) -> None:
+    """A configured runtime runs already; an interpreter that the environment names is for other commands."""
+    for option in (("--set", "max_num_seqs=3"), ("--python", sys.executable)):
+        done = ran(WRONG_USAGE, "runtime", "calibrate", "served", *option, home=tmp_path, config=served)
+        assert "--set and --python go with --launch" in done.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BURSAR_VLLM_PYTHON", sys.executable)
+        done = ran(WRONG_USAGE, "runtime", "calibrate", "embedded", home=tmp_path, config=served)
+    assert "does not run" in done.stderr
+
+
+def test_an_engine_whose_clock_runs_at_another_speed_is_refused_at_once(tmp_path: Path) -> None:
+    arguments = ("--model", "m", "--telemetry", str(tmp_path / "telemetry"), "--time-scale", "4", *KNOBS)
+    with running_simulator(tmp_path, *arguments) as url:
+        config = write_configuration(tmp_path, url)
+        done = ran(NO, "runtime", "calibrate", "served", home=tmp_path, config=config)
+    assert done.stderr.startswith("bursar: the simulator's clock runs 4 times as fast as that of its clients")
+
+
+def test_rates_say_that_they_are_of_full_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And what a request that is alone takes: a base for each of its tokens."""
+    errors = {"outlier_steps": 0, "outlier_time_share": 0.0, "held_out": {}, "training": {}}
+    made = replace(MADE, step_time=StepTime(6_400, 0, 40_000, 0, 20_000, 52_000), errors=errors)
+    print_calibration(made, tmp_path / "m.json")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "The rates are those of full batches." in told
+    lone = lone_rate(made.step_time, made.engine)
+    assert lone.output_us_per_mtok == pytest.approx(6_422_000_000, rel=0.001)
+    assert lone.input_us_per_mtok > 40_000_000
+    assert f"gpu_us_per_output_mtok {lone.output_us_per_mtok:,}" in told
+    assert "seen: requests in a step 1 to 4" in told
 
 
 @pytest.mark.timeout(TIMEOUT_S)

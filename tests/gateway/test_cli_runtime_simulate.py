@@ -117,9 +117,71 @@ def test_a_picture_is_drawn_the_same_each_time(home: Path, spec: str, suffix: st
 
 def test_people_get_tables(home: Path, spec: str) -> None:
     done = ran(DONE, "runtime", "simulate", "--workload", spec, "--calibration", "small", home=home)
-    for said in ("sixty: 60 of 60 requests", "first token", "hit rate", "KV cache"):
+    for said in ("sixty: 60 of 60 requests", "first token, ms", "hit rate", "Latency"):
         assert said in done.stdout
+    engine = "engine of 8 seats, 512 tokens a step, context of 2,048 tokens, KV cache of 16,352 tokens in blocks of 32"
+    assert engine in done.stdout
     assert done.stderr == ""
+
+
+def rate(table: str, name: str) -> str:
+    """What a table of rates says of one."""
+    [row] = [line for line in table.splitlines() if line.startswith(f"│ {name} ")]
+    return row.strip("│ ").split("│")[1].strip()
+
+
+def test_what_comes_when_is_given_and_has_no_interval(home: Path, spec: str) -> None:
+    """Sixty requests come when they come, however often they are drawn again."""
+    arguments = ("runtime", "simulate", "--workload", spec, "--calibration", "small")
+    per_s = simulated(home, spec)["rates"]["requests_per_s"]
+    assert (per_s["low"], per_s["high"]) == (None, None)
+    table = ran(DONE, *arguments, home=home).stdout
+    assert rate(table, "requests / s") == f"{per_s['value']:.4g}"
+    assert " to " in rate(table, "hit rate")
+    several = simulated(home, spec, "--seeds", "3")["rates"]["requests_per_s"]
+    assert several["low"] < several["value"] < several["high"]
+
+
+def test_a_trace_without_prefixes_has_no_hit_rate(home: Path) -> None:
+    """Its requests come again with the same lengths, and nobody knows whether with the same beginning."""
+    trace = home / "own.jsonl"
+    rows = [{"at_us": at * 1000, "prompt_tokens": 640, "output_tokens": 5} for at in range(9)]
+    header = {"bursar_trace": 1, "name": "own", "block_tokens": 16}
+    trace.write_text("\n".join(map(json.dumps, [header, *rows])), encoding="utf-8")
+    arguments = ("runtime", "simulate", "--trace", str(trace), "--calibration", "small")
+    assert answer(*arguments, "--json", home=home)["rates"]["hit_rate"] is None
+    done = ran(DONE, *arguments, home=home)
+    assert rate(done.stdout, "hit rate") == "-"
+    assert "own does not say which prompts begin alike" in done.stderr
+    refused = ran(WRONG_USAGE, "runtime", "cache", "--trace", str(trace), "--blocks", "5", home=home)
+    assert refused.stderr.startswith("bursar: own has no blocks")
+    assert "ledger.prompt_blocks" in refused.stderr
+
+
+def test_refused_requests_say_why(home: Path, spec: str) -> None:
+    arguments = ("--set", "max_model_len=320")
+    found = simulated(home, spec, *arguments)
+    assert (found["refused"], found["refusals"]) == (60, {"context_exceeded": 60})
+    told = ran(DONE, "runtime", "simulate", "--workload", spec, "--calibration", "small", *arguments, home=home)
+    assert "60 refused: prompt and answer longer than max_model_len (320 tokens)" in told.stdout
+    assert simulated(home, spec, *arguments, "--seeds", "2")["refusals"] == {"context_exceeded": 120}
+
+
+def test_long_times_are_told_in_seconds(home: Path, spec: str) -> None:
+    """One seat, and six hundred times as many requests as it can serve."""
+    crowd = Path(spec).read_text(encoding="utf-8").replace("rate_per_s: 10", "rate_per_s: 6000")
+    Path(spec).write_text(crowd.replace("requests: 60", "requests: 4000"), encoding="utf-8")
+    arguments = ("--workload", spec, "--calibration", "small", "--set", "max_num_seqs=1")
+    done = ran(DONE, "runtime", "simulate", *arguments, home=home)
+    assert "first token, s" in done.stdout
+    assert "between tokens, ms" in done.stdout
+    assert "e+" not in done.stdout
+
+
+def test_intervals_follow_from_the_run_and_not_from_how_its_seed_was_named(home: Path, spec: str) -> None:
+    described = Path(spec).with_name("seeded.yaml")
+    described.write_text(Path(spec).read_text(encoding="utf-8") + "seed: 7\n", encoding="utf-8")
+    assert simulated(home, spec, "--seed", "7") == simulated(home, str(described))
 
 
 def test_beyond_what_was_seen_is_said_and_refused_when_strict(home: Path, spec: str) -> None:
@@ -157,7 +219,12 @@ def test_without_a_calibration_that_is_said(home: Path, spec: str) -> None:
         (("--replicas", "2"), "several replicas need a routing policy"),
         (("--chart", "a.gif"), "--chart takes"),
         (("--trace", "another"), "name one workload"),
-        (("--calibration", "nobody"), "there is no calibration at nobody"),
+        (("--calibration", "nobody"), "there is no calibration nobody: "),
+        (("--runtime", "nobody"), "make it with `bursar runtime calibrate nobody`"),
+        (("--set", "dtype=float16"), "the simulator does not model dtype"),
+        (("--set", "kv_cache_memory_bytes=16777216"), "set num_gpu_blocks_override"),
+        (("--set", "max_model_len=99999999"), "max_model_len must be from 16 to 16777216 tokens"),
+        (("--set", "num_gpu_blocks_override=100"), "num_gpu_blocks_override (100) counts one block that vLLM never"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(
@@ -169,9 +236,10 @@ def test_what_cannot_be_is_refused_with_the_reason(
     assert "Traceback" not in done.stderr
 
 
-def test_a_knob_that_is_not_simulated_is_refused(home: Path, spec: str) -> None:
-    done = ran(NO, "runtime", "simulate", "--workload", spec, "--set", "dtype=float16", home=home)
-    assert "the simulator does not model dtype" in done.stderr
+def test_where_a_calibration_was_looked_for_is_said(home: Path, spec: str) -> None:
+    for option in ("--calibration", "--runtime"):
+        done = ran(WRONG_USAGE, "runtime", "simulate", "--workload", spec, option, "nobody", home=home)
+        assert str(home / "calibrations" / "nobody.json") in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -223,3 +291,9 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_simulated(
 ) -> None:
     """Strictness without a calibration would hold to nothing, and a picture without a folder would be lost."""
     assert said in ran(WRONG_USAGE, "runtime", "simulate", "--workload", spec, *arguments, home=home).stderr
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_simulated(home: Path, spec: str) -> None:
+    (home / "run.svg").mkdir()
+    arguments = ("runtime", "simulate", "--workload", spec, "--chart", str(home / "run.svg"))
+    assert "--chart names what cannot be written" in ran(WRONG_USAGE, *arguments, home=home).stderr

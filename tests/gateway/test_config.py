@@ -138,6 +138,6 @@ def test_every_window_that_configuration_takes_the_ledger_takes(window: str) -> 
 
 
 @pytest.mark.parametrize("resource", ["kv_block_us", "energy_uj"])
-def test_a_budget_on_what_nothing_meters_is_refused(resource: Any) -> None:
-    with pytest.raises(ValidationError, match=f"{resource} is not metered by this version"):
+def test_a_budget_on_what_no_hold_estimates_is_refused(resource: Any) -> None:
+    with pytest.raises(ValidationError, match=f"{resource} is metered, but not estimated by a hold"):
         Budget(id="b", owner="o", scope=Scope(), resource=resource, limit=1, window="day")

@@ -171,3 +171,7 @@ def test_a_failed_replacement_leaves_the_old_file_and_no_draft(tmp_path: Path) -
     with pytest.raises(OSError, match="directory"):
         write_private(path, b"two")
     assert os.listdir(tmp_path) == ["f"]
+
+
+def test_an_embedded_runtime_tells_into_its_home(tmp_path: Path) -> None:
+    assert Home(tmp_path / "home").telemetry("sim-a") == tmp_path / "home" / "telemetry" / "sim-a"

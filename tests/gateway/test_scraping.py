@@ -47,7 +47,8 @@ async def serving(answer: Callable[[], web.Response]) -> AsyncIterator[str]:
 
 async def test_the_counters_are_read_and_nothing_else_of_the_page() -> None:
     async with serving(lambda: web.Response(text=PAGE)) as url:
-        counters, preemptions = await scrape(url)
+        counters, preemptions, engines = await scrape(url)
+    assert engines == 1
     assert (counters.running, counters.waiting, counters.kv_cache_usage, preemptions) == (3, 2, 0.25, 5)
     assert (counters.prompt_tokens_total, counters.generation_tokens_total) == (100, 50)
     assert (counters.prefix_cache_queries, counters.prefix_cache_hits) == (90, 64)

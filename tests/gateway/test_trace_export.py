@@ -170,6 +170,7 @@ def test_a_gateways_traffic_reads_back_as_a_workload(rested: Rested, tmp_path: P
     assert f"3 requests of plain in {file}; 1 request left out, whose tokens are not known" in done.stdout
     workload = open_workload(file)
     assert (workload.name, workload.block_tokens) == ("plain", BLOCK_TOKENS)
+    assert "without prefixes" not in done.stderr
     one, two, foreign = workload
     assert [(each.prompt_tokens, each.output_tokens) for each in (one, two, foreign)] == [(800, 5), (799, 9), (800, 5)]
     assert 0 == one.at_us < two.at_us < foreign.at_us
@@ -202,15 +203,16 @@ def test_rows_have_blocks_only_where_it_is_asked_for(fake: FakeRuntime, tmp_path
     assert not {"prompt_blocks", "prompt_bytes"} & record.keys()
     assert (row["prompt_blocks"], row["prompt_bytes"]) == ((), 0)
     file = tmp_path / "own.jsonl"
-    ran(DONE, "ledger", "export", "trace", "--out", str(file), home=tmp_path / "home", config=config)
+    done = ran(DONE, "ledger", "export", "trace", "--out", str(file), home=tmp_path / "home", config=config)
+    assert "1 request without prefixes, as where ledger.prompt_blocks is off" in done.stderr
     assert list(open_workload(file)) == [Arrival(0, 800, 5)]
 
 
 def test_what_cannot_be_exported_is_said_in_a_line(rested: Rested, tmp_path: Path) -> None:
     home, config = rested
     for code, options, told in (
-        (NO, ["--model", "nobody"], "no request of model nobody was served in that time: there are plain"),
-        (NO, ["--since", "2020-01-01", "--until", "2020-02-01"], "no request was served in that time"),
+        (NO, ["--model", "nobody"], "no chat or completion of model nobody was served in that time: there are plain"),
+        (NO, ["--since", "2020-01-01", "--until", "2020-02-01"], "no chat or completion was served in that time"),
         (WRONG_USAGE, ["--since", "yesterday"], "cannot read the time 'yesterday'"),
         (AWAY, ["--out", str(tmp_path / "missing" / "x.jsonl")], "cannot be written"),
     ):

@@ -170,6 +170,21 @@ def test_charges_add_up_to_the_ledger_exactly(ledger: Ledger, granularity: Granu
         assert cost * 10**9 == sum(row[billed] for row in rows if row["team"] == team), team
 
 
+def test_a_charge_of_nothing_is_there_for_its_measures(ledger: Ledger) -> None:
+    found = exported(ledger[0], Granularity.REQUEST)
+    nothing = [charge for charge in found if charge["SkuMeter"] == "Difference" and charge["BilledCost"] == "0"]
+    assert [(charge["x_IsAdjustment"], charge["x_GpuMicroseconds"]) for charge in nothing] == [("true", "12345")]
+
+
+def test_accelerator_time_whose_rate_is_not_known_is_not_given_away(ledger: Ledger) -> None:
+    client, rows, _ = ledger
+    without = terms(basis=Basis.GPU)._replace(rates_nusd_per_hour={})
+    found = list(focus.charges(asker(client), without, ALL, 60))
+    assert {charge["SkuMeter"] for charge in found} == {"Difference"}, "no second is sold for 0"
+    assert total(found, "BilledCost") * 10**9 == sum(row["gpu_cost_nusd"] for row in rows)
+    assert total(found, "x_GpuMicroseconds") == sum(row["gpu_us"] for row in rows)
+
+
 @pytest.mark.parametrize("granularity", Granularity)
 @pytest.mark.parametrize("basis", Basis)
 def test_an_export_keeps_every_rule_of_the_specification(

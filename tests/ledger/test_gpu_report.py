@@ -59,7 +59,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         settlement("old", "gpu-0", 9_999, 1, ts_us=NOW_US - 900_000_000_000),
     ):
         journal.append("usage", row)
-    account = {"wall_us": 500, "capacity_us": 1_000, "busy_us": 700, "idle_us": 260, "lost_us": 40}
+    account = {"wall_us": 500, "capacity_us": 1_000, "busy_us": 700, "idle_us": 260, "lost_us": 40, "energy_uj": 35}
     journal.append("runtime_sample", sample("gpu-0", **account, attributed_us=500, unattributed_us=150, foreign_us=20))
     journal.append("runtime_sample", sample("gpu-0", capacity_us=1_000, idle_us=1_000, wall_us=500))
     journal.append("runtime_sample", sample("unused", capacity_us=10, idle_us=10, wall_us=10))
@@ -94,9 +94,11 @@ def test_time_adds_up_and_what_does_not_is_the_error(ask: Ask) -> None:
     first, *others = ask("gpu", since="1d")
     assert [row["runtime"] for row in (first, *others)] == ["gpu-0", "shared", "plain", "unused"]
     assert first["requests"] == 2
-    times = {name: first[f"{name}_s"] for name in ("wall", "busy", "idle", "lost", "attributed", "unattributed")}
+    named = ("wall", "capacity", "busy", "idle", "lost", "attributed", "unattributed")
+    times = {name: first[f"{name}_s"] for name in named}
     assert times == {
         "wall": "0.001000",
+        "capacity": "0.002000",
         "busy": "0.000700",
         "idle": "0.001260",
         "lost": "0.000040",
@@ -109,6 +111,12 @@ def test_time_adds_up_and_what_does_not_is_the_error(ask: Ask) -> None:
     assert (first["busy_usd"], first["idle_usd"]) == ("0.000000700", "0.000001260")
     assert (first["unattributed_usd"], first["gpu_cost_usd"]) == ("0.000000150", "0.000000300")
     assert (first["list_cost_usd"], first["saved_usd"], first["energy_j"]) == ("0.000000007", "0.000000003", "0.000005")
+
+
+def test_what_nobody_here_was_charged_for_has_its_price_and_its_energy(ask: Ask) -> None:
+    first = ask("gpu", since="1d")[0]
+    assert (first["foreign_s"], first["foreign_usd"]) == ("0.000020", "0.000000020")
+    assert (first["energy_j"], first["runtime_energy_j"]) == ("0.000005", "0.000035")
 
 
 def test_a_runtime_without_telemetry_has_no_error_to_show(ask: Ask) -> None:
@@ -133,7 +141,9 @@ def test_estimates_are_compared_with_what_was_attributed(ask: Ask) -> None:
     assert (row["runtime"], row["requests"]) == ("gpu-0", 2)
     assert (row["estimated_s"], row["attributed_s"]) == ("0.000300", "0.000500")
     assert (row["mean_error_percent"], row["error_p95_percent"]) == (125, 300)
-    assert (row["over_hold"], row["over_hold_max_s"]) == (1, "0.000250")
+    assert row["total_error_percent"] == 66.67, "the sum is off by less than the requests are on average"
+    # Of 150 us held, 400 were taken: 2.67 times the factor would have been enough.
+    assert (row["over_hold"], row["over_hold_max_s"], row["hold_ratio_max"]) == (1, "0.000250", 2.67)
     with pytest.raises(BadReport, match="by runtime only"):
         report("estimates", group_by=["team"])
 

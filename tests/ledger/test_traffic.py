@@ -141,9 +141,11 @@ def test_several_models_or_none_are_no_traffic(ledger: Any) -> None:
     ask = asker(ledger[0])
     with pytest.raises(NoTraffic, match="several models served in that time: name one with --model, of large, small"):
         traffic_of(ask, ALL)
-    with pytest.raises(NoTraffic, match="no request of model it's was served in that time: there are large, small"):
+    with pytest.raises(
+        NoTraffic, match="no chat or completion of model it's was served in that time: there are large, small"
+    ):
         traffic_of(ask, ALL, "it's")
-    with pytest.raises(NoTraffic, match="no request was served in that time"):
+    with pytest.raises(NoTraffic, match="no chat or completion was served in that time"):
         traffic_of(ask, Span(0, 5))
     (small,) = requests_of(ask, traffic_of(ask, ALL, "small"))
     assert small.input_tokens == 7

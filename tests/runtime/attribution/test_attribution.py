@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.attribution.engine import AMOUNT_MAX, AWAY_US_MAX, Attribution
+from runtime.attribution.engine import AMOUNT_MAX, AWAY_US_MAX, REST_LAG_US, Attribution
 from runtime.attribution.shares import Share, Totals
 from runtime.attribution.weights import NoWeights, Weights
 from runtime.step_time import StepTime, StepWork
@@ -207,23 +207,23 @@ def test_an_engine_that_is_killed_leaves_everyone_and_the_time_it_is_away_is_nob
 def test_an_idle_engine_is_idle_until_it_is_last_seen_and_a_step_that_had_begun_counts_whole() -> None:
     attribution = Attribution(WEIGHTS)
     fed(attribution, opened())
-    attribution.rest(BEGAN_US + 1_000)
+    attribution.rest(BEGAN_US + REST_LAG_US + 1_000)
     assert attribution.totals.idle_us == 1_000
     fed(attribution, Join(1, "a", 8, 0, 0), step(900, 300, (1, 8)))
-    attribution.rest(BEGAN_US + 90_000)
+    attribution.rest(BEGAN_US + REST_LAG_US + 90_000)
     assert (attribution.totals.idle_us, attribution.totals.busy_us, attribution.totals.wall_us) == (900, 300, 1_200)
 
 
 def test_after_an_engine_has_told_that_it_ends_no_time_is_in_its_account_until_it_is_started_again() -> None:
     attribution = Attribution(WEIGHTS)
     fed(attribution, opened(), State(()), Close(BEGAN_US + 1_000))
-    attribution.rest(BEGAN_US + 9_000)
+    attribution.rest(BEGAN_US + REST_LAG_US + 9_000)
     refused = opened("s2", unix_us=BEGAN_US + 9_000)._replace(off="it streams its prompts")
     fed(attribution, refused, State(()), Close(BEGAN_US + 9_100))
-    attribution.rest(BEGAN_US + 50_000)
+    attribution.rest(BEGAN_US + REST_LAG_US + 50_000)
     assert (attribution.totals.wall_us, attribution.totals.idle_us, attribution.off) == (1_100, 1_100, refused.off)
     fed(attribution, opened("s3", unix_us=BEGAN_US + 60_000))
-    attribution.rest(BEGAN_US + 60_500)
+    attribution.rest(BEGAN_US + REST_LAG_US + 60_500)
     assert (attribution.totals.idle_us, attribution.off) == (1_600, "")
 
 
@@ -271,7 +271,7 @@ def test_what_another_account_has_is_shared_again_and_counted_no_more() -> None:
     whole, first = Attribution(WEIGHTS), Attribution(WEIGHTS)
     fed(whole, *records, *later)
     fed(first, *records)
-    first.rest(BEGAN_US + 10)  # nothing rests while somebody is in the batch
+    first.rest(BEGAN_US + REST_LAG_US + 900)  # nothing rests while somebody is in the batch
     again = Attribution(WEIGHTS, account_from_us=first.totals.until_us)
     shares = fed(again, *records, *later)
     assert [(share.request_id, share.is_replayed) for share in shares] == [("before", True), ("over", False)]

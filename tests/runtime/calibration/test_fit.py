@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.calibration.errors import NothingSeen, Unfit
+from runtime.calibration.errors import Unfit
 from runtime.calibration.fit import STEPS_MIN, fit_step_time, step_error
 from runtime.calibration.observe import Step
 from runtime.step_time import StepTime, StepWork
@@ -49,7 +49,7 @@ def test_the_mean_ratio_of_observed_to_fitted_is_one() -> None:
 
 
 def test_too_few_steps_are_refused() -> None:
-    with pytest.raises(NothingSeen, match=f"{STEPS_MIN} are needed"):
+    with pytest.raises(Unfit, match=f"{STEPS_MIN} are needed"):
         fit_step_time(observed(6, STEPS_MIN - 1))
 
 

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from runtime.calibration.drive import Run, Sample
-from runtime.calibration.errors import NothingSeen
+from runtime.calibration.errors import Unfit
 from runtime.calibration.loads import Load
 from runtime.calibration.observe import Life, Step
 from runtime.calibration.overhead import fit_overhead
@@ -85,5 +85,5 @@ def test_an_engine_that_was_never_idle_cannot_be_fitted() -> None:
     """Nobody came to it while it did nothing, so nothing tells the way to it from the rest of a step."""
     busy = trial(2)
     steps = tuple(step._replace(gap_us=max(0, step.gap_us)) for step in busy.steps)
-    with pytest.raises(NothingSeen, match="0 requests that found the engine idle"):
+    with pytest.raises(Unfit, match="0 requests that found the engine idle"):
         fit_overhead([Trial(busy.load, busy.run, steps, busy.lives)])

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from runtime.calibration.engine import CalibratedEngine
-from runtime.calibration.errors import CalibrationError
 from runtime.calibration.simulated import MODELLED, deployment_of
 from runtime.calibration.stored import Calibration
 from runtime.vllm.catalogue import KNOBS
@@ -68,12 +67,12 @@ def test_knobs_that_contradict_each_other_are_refused() -> None:
 
 
 def test_what_is_not_modelled_is_refused() -> None:
-    with pytest.raises(CalibrationError, match="does not model dtype, stream_interval"):
+    with pytest.raises(KnobError, match="does not model dtype, stream_interval"):
         deployment_of(calibration(), {"dtype": "float16", "stream_interval": 4})
 
 
 def test_memory_that_was_not_set_cannot_be_scaled() -> None:
-    with pytest.raises(CalibrationError, match="set num_gpu_blocks_override"):
+    with pytest.raises(KnobError, match="set num_gpu_blocks_override"):
         deployment_of(calibration({"kv_cache_memory_bytes": None}), {"kv_cache_memory_bytes": 1 << 24})
 
 
@@ -84,3 +83,23 @@ def test_what_is_modelled_are_knobs_of_vllm() -> None:
 def test_without_a_calibration_the_simulators_own_engine_is_taken() -> None:
     made = deployment_of(None, {"max_num_seqs": 7, "num_gpu_blocks_override": 4_001})
     assert (made.engine.max_num_seqs, made.engine.num_blocks) == (7, 4_000)
+
+
+def test_without_a_calibration_knobs_are_judged_over_the_simulators_own() -> None:
+    """The cache holds 99 blocks of 16 tokens, for one is vLLM's own; and what was not set is what the engine has."""
+    with pytest.raises(
+        KnobError, match=r"holds 1584 tokens.* 1600: .*num_gpu_blocks_override \(100\) counts one block"
+    ):
+        deployment_of(None, {"num_gpu_blocks_override": 100, "max_model_len": 1600})
+    with pytest.raises(KnobError, match=r"max_num_batched_tokens \(8192\) must be at least max_model_len \(32768\)"):
+        deployment_of(None, {"enable_chunked_prefill": False})
+    assert deployment_of(None, {"num_gpu_blocks_override": 101, "max_model_len": 1600}).engine.num_blocks == 100
+
+
+def test_without_a_calibration_memory_says_nothing_of_blocks() -> None:
+    with pytest.raises(KnobError, match="set num_gpu_blocks_override"):
+        deployment_of(None, {"kv_cache_memory_bytes": 1 << 24})
+
+
+def test_a_knob_that_is_left_to_vllm_is_as_it_was() -> None:
+    assert deployment_of(calibration(), {"max_num_seqs": None}).engine.max_num_seqs == 4

@@ -1,6 +1,7 @@
 """A run in numbers: exact where it can be, with intervals that hold."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -40,6 +41,7 @@ def test_numbers_are_those_of_the_columns() -> None:
     assert rates.good_share is not None
     assert latencies.ttft_us.p99.value == 1_000
     assert latencies.e2e_us.mean.value == 3_000
+    assert rates.hit_rate is not None
     assert rates.hit_rate.value == pytest.approx(32 / 50)
     assert rates.gpu_us_per_token.value == pytest.approx(30_000 / 65)
     assert rates.good_share.value == pytest.approx(3 / 5)
@@ -55,10 +57,37 @@ def test_what_was_refused_is_offered_and_not_good() -> None:
     deployment = replace(DEPLOYMENT, engine=replace(DEPLOYMENT.engine, max_waiting=1))
     run = simulate(Listed([Arrival(0, 4, 2)] * 4), deployment)
     assert good_requests(run, Slo()).sum() == run.finished.sum() == 1
-    rates = report(run, Slo()).rates
-    assert rates is not None
-    assert rates.good_share is not None
-    assert rates.good_share.value == 0.25
+    told = report(run, Slo())
+    assert told.refusals == {"queue_full": told.refused} == {"queue_full": 3}
+    assert told.rates is not None
+    assert told.rates.good_share is not None
+    assert told.rates.good_share.value == 0.25
+
+
+class Nobody:
+    """A routing policy that sends requests nowhere."""
+
+    def choose(self, loads: Sequence[int], blocks: Sequence[int]) -> int:
+        return -1
+
+
+def test_every_refusal_has_a_reason() -> None:
+    """One request is longer than the context; and a policy may take none at all."""
+    long = Listed([Arrival(0, 4, 2), Arrival(0, 120, 9)])
+    assert report(simulate(long, DEPLOYMENT)).refusals == {"context_exceeded": 1}
+    nowhere = report(simulate(long, replace(DEPLOYMENT, replicas=2, routing=Nobody)))
+    assert (nowhere.refusals, nowhere.refused) == ({"not_routed": 2}, 2)
+    both = over_seeds([report(simulate(long, DEPLOYMENT)), nowhere])
+    assert both.refusals == {"context_exceeded": 1, "not_routed": 2}
+
+
+def test_what_is_not_drawn_again_has_no_interval_and_what_nobody_knows_no_value() -> None:
+    """When requests come is given; and without blocks nobody knows which prompts begin alike."""
+    told = report(simulate(Listed([Arrival(0, 4, 2), Arrival(500, 4, 2)]), DEPLOYMENT)).rates
+    assert told is not None
+    assert (told.requests_per_s.low, told.requests_per_s.high, told.hit_rate) == (None, None, None)
+    assert told.requests_per_s.value > 0
+    assert told.output_tokens_per_s.low is not None
 
 
 def test_each_bound_of_an_slo_counts() -> None:

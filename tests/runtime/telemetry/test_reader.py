@@ -184,9 +184,11 @@ def test_a_line_that_cannot_be_read_is_lost_and_nothing_else(line: bytes) -> Non
 def test_another_version_of_the_format_is_passed_over_until_a_segment_of_ours() -> None:
     ours: Any = b'["open",1,"engine-0","s",1,5,{}]\n["step",1,2,0,0,0,[]]'
     foreign = b'["open",2,"engine-0","s",0,5,{}]\n["step",1,2,0,0,0,[]]\ngarbage\n'
-    found = list(Parser().records(foreign + ours))
-    assert found[0] == Lost("version")
-    assert [type(record) for record in found[1:]] == [Open, Step]
+    parser = Parser()
+    assert list(parser.records(foreign)) == [Lost("version", detail="2")]
+    assert parser.foreign == "2"
+    assert [type(record) for record in parser.records(ours)] == [Open, Step]
+    assert parser.foreign == ""
 
 
 def test_a_link_or_what_is_no_file_is_not_read_and_the_reason_is_said(folder: Path) -> None:

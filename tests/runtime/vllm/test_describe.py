@@ -78,6 +78,11 @@ def test_a_simulated_engine_is_described_by_the_same_means() -> None:
     assert (description.engine, description.versions) == ("sim", {"sim": "1"})
     assert description.value("step_time.base_us") == 6400
     assert violated(description) == []
+    sizes = (description.value("block_size"), description.value("num_gpu_blocks_override"))
+    assert sizes == (32, 100), "vLLM counts a block more, which it never uses"
+    assert "num_gpu_blocks_override" in description.components[2].knobs
+    [seats] = [knob for knob in description.knobs if knob.name == "max_num_seqs"]
+    assert seats.couples == ("max_num_batched_tokens",), "it has no max_num_active_seqs"
 
 
 def test_a_refused_engine_says_why_and_an_unknown_folder_is_not_an_error(tmp_path: Path) -> None:

@@ -212,7 +212,10 @@ def test_a_system_prompt_that_fills_the_context_is_refused() -> None:
         ({"requests": "7"}, "requests: Input should be a valid integer; it is '7'"),
         ({"seed": -1}, "seed"),
         ({"zoo": 1}, "zoo: Extra inputs are not permitted"),
-        ({"arrivals": {"kind": "poison", "rate_per_s": 1}}, "arrivals: Input tag 'poison' .* does not match"),
+        (
+            {"arrivals": {"kind": "poison", "rate_per_s": 1}},
+            "no kind 'poison': there are 'constant', 'poisson'",
+        ),
         ({"arrivals": {"kind": "poisson", "rate_per_s": 0}}, "rate_per_s: Input should be greater than 0"),
         ({"arrivals": {"kind": "poisson", "rate_per_s": float("inf")}}, "rate_per_s: Input should be"),
         ({"arrivals": {"kind": "gamma", "rate_per_s": 1}}, "cv: Field required"),
@@ -222,7 +225,10 @@ def test_a_system_prompt_that_fills_the_context_is_refused() -> None:
         ({"sessions": {**SINGLE, "prompt": True}}, "prompt: Input should be a valid dictionary"),
         ({"sessions": {**SINGLE, "prompt": {"kind": "uniform", "low": 2, "high": 1}}}, "low is more than high"),
         ({"sessions": {"kind": "mixture", "parts": []}}, "parts: Tuple should have at least 1 item"),
-        ({"kind": "tape"}, "Input tag 'tape'"),
+        ({"kind": "tape"}, "there is no kind 'tape': there are 'synthetic', 'trace'"),
+        ({"sessions": {"prompt": 3}}, "sessions: it has no kind"),
+        ({"seed": -1, "requests": 0, "zoo": 1}, "requests: .*seed: .*zoo: .*it is 1$"),
+        ({"seed": -1, "requests": 0, "zoo": 1, "ape": 1}, "requests: .*seed: .*and 1 more.$"),
     ],
 )
 def test_a_bad_description_is_told_by_its_member(changes: dict[str, Any], said: str) -> None:
@@ -258,7 +264,8 @@ def test_a_description_is_read_from_yaml_with_another_seed(tmp_path: Path) -> No
         ("a: &a [1]\nb: *a\n", "has a YAML alias"),
         ("[" * 20_000, "is nested more than 32 levels deep"),
         ("#" * ((64 << 10) + 1), "is longer than 65,536 bytes"),
-        ("7", "Input should be a valid dictionary"),
+        ("7", "it must be members with their values, of which kind is one; it is 7"),
+        ("", "it must be members with their values, of which kind is one; it is None"),
         ("\0", "is not YAML"),
     ],
 )
