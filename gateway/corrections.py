@@ -36,6 +36,7 @@ def usage_view(row: Mapping[str, Any], corrections: Sum | None) -> dict[str, Any
     source, are None instead of zero.
     """
     view = {"object": "usage", **ABSENT, **row}
+    view.pop("prompt_blocks", None)  # digests for the deployment's own trace, which tell a caller nothing
     has_used = bool(view["input_tokens"] or view["output_tokens"])
     if has_used:
         view |= dict.fromkeys(_UNKNOWN)

@@ -106,7 +106,7 @@ def _configured(name: str, home: Path, config: Path) -> _Driven:
         )
     if not place.models:
         raise NoRuntime(f"no model is served by runtime {name}: name it in a model's runtimes")
-    return _Driven(Target(place.url, place.models[0], place.authorization), place.telemetry, name, 0)
+    return _Driven(Target(place.url, place.models[0], place.authorization()), place.telemetry, name, 0)
 
 
 @contextmanager

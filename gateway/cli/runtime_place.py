@@ -1,8 +1,9 @@
 """Where a configured runtime is, for the commands that look at it from outside of the gateway."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,7 +29,7 @@ class Place:
     """A configured runtime: its address without `/v1`, None while it does not run, and the folder of its telemetry.
 
     `models` are those that it is asked for, under its own names; `gpus` are its accelerators where engines say nothing;
-    `authorization` is what Bursar itself calls it with.
+    `authorization` gives what Bursar itself calls it with, None without a key; NoRuntime where that cannot be read.
     """
 
     id: str
@@ -38,7 +39,7 @@ class Place:
     telemetry: Path | None
     is_sim: bool
     gpus: int
-    authorization: str | None = None
+    authorization: Callable[[], str | None] = field(default=lambda: None, compare=False)
 
 
 def places(home: Path, config: Path, environ: Mapping[str, str] = os.environ) -> list[Place]:
@@ -81,7 +82,6 @@ def answers(health: str) -> bool:
 
 def _place(runtime: Runtime, loaded: LoadedConfig, home: Home | None, environ: Mapping[str, str]) -> Place:
     models = tuple(dict.fromkeys(each.upstream_model for each in loaded.config.models if runtime.id in each.runtimes))
-    key = _key(runtime, loaded.path.parent, environ)
     return Place(
         id=runtime.id,
         owner=runtime.owner,
@@ -90,17 +90,18 @@ def _place(runtime: Runtime, loaded: LoadedConfig, home: Home | None, environ: M
         telemetry=telemetry_folder(runtime, loaded, home),
         is_sim=runtime.is_sim,
         gpus=runtime.gpus,
-        authorization=f"Bearer {key}" if key else None,
+        authorization=partial(_authorization, runtime, loaded.path.parent, environ),
     )
 
 
-def _key(runtime: Runtime, base: Path, environ: Mapping[str, str]) -> str:
-    if runtime.api_key_file is None:
-        return environ.get(runtime.api_key_env, "") if runtime.api_key_env else ""
-    try:
-        return (base / runtime.api_key_file).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise NoRuntime(f"the key of runtime {runtime.id} cannot be read: {error}") from error
+def _authorization(runtime: Runtime, base: Path, environ: Mapping[str, str]) -> str | None:
+    key = environ.get(runtime.api_key_env, "") if runtime.api_key_env else ""
+    if runtime.api_key_file is not None:
+        try:
+            key = (base / runtime.api_key_file).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise NoRuntime(f"the key of runtime {runtime.id} cannot be read: {error}") from error
+    return f"Bearer {key}" if key else None
 
 
 def url_of(runtime: Runtime, home: Home | None) -> str | None:

@@ -35,7 +35,7 @@ def test_a_grant_raises_a_limit_at_once_and_is_a_row(gateway: GatewayProcess) ->
 
 
 def test_a_grant_ends_when_it_said(gateway: GatewayProcess) -> None:
-    asked = {"budget": "ending-total", "amount": 10**6, "ttl_s": 1}
+    asked = {"budget": "ending-total", "amount": 10**6, "ttl_s": 4}
     assert gateway.admin.post("/admin/grant", json=asked).status_code == 200
     answer = gateway.chat("ending", max_tokens=50)
     assert answer.status_code == 200

@@ -73,3 +73,7 @@ def test_corrections_are_remembered_for_as_long_as_their_settlement() -> None:
     assert recent.corrected("r") is None
     recent.correct(correction(gpu_us=-4))
     assert recent.corrected("r") is None
+
+
+def test_digests_of_prompts_are_not_shown() -> None:
+    assert "prompt_blocks" not in usage_view({**SETTLED, "prompt_blocks": [1, 2]}, None)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gateway.cli.runtime_place import NoRuntime, place_of, places
 from gateway.config_file import ConfigError
@@ -28,3 +29,13 @@ def test_a_file_that_is_there_goes_before_that_of_the_gateway(tmp_path: Path) ->
     named, home = deploy(tmp_path / "named", "http://127.0.0.1:8"), Home(tmp_path / "home")
     home.write_run("gateway", {"config": str(deploy(tmp_path / "running", "http://127.0.0.1:9"))})
     assert "http://127.0.0.1:8" in {place.url for place in places(home.path, named)}
+
+
+def test_a_key_that_cannot_be_read_is_missed_only_where_it_is_used(tmp_path: Path) -> None:
+    config = deploy(tmp_path, "http://127.0.0.1:8")
+    document = yaml.safe_load(config.read_text(encoding="utf-8"))
+    document["runtimes"][0]["api_key_file"] = "absent.key"
+    config.write_text(yaml.safe_dump(document), encoding="utf-8")
+    place = places(tmp_path / "home", config)[0]
+    with pytest.raises(NoRuntime, match=f"the key of runtime {place.id} cannot be read"):
+        place.authorization()

@@ -10,7 +10,7 @@ from domain.ids import uuid7
 from ledger.book import Book
 from ledger.budgets import Budget, Subject
 from ledger.holds import Demand, Hold, Shortfall
-from ledger.lease_keeper import US, Fetched, LeaseKeeper
+from ledger.lease_keeper import FETCH_S, US, Fetched, LeaseKeeper
 from ledger.leases import Leases
 from ledger.shared_store import ServerClock, connect
 from ledger.windows import parse_window
@@ -57,19 +57,25 @@ class Node:
         route = self.book.route(subject, now_us // US)
         return self.book.hold(route, asked or demand(tokens), uuid7(), {}, now_us, TTL_S)
 
-    async def hold(self, tokens: int, subject: Subject = SUBJECT, asked: Demand | None = None) -> Hold | Shortfall:
+    async def hold(
+        self, tokens: int, subject: Subject = SUBJECT, asked: Demand | None = None, timeout_s: float = FETCH_S
+    ) -> Hold | Shortfall:
         """Hold as the gateway does: from leases, with what can be fetched, or not at all."""
         asked = asked or demand(tokens)
         for _ in range(TRIES):
             held = self.hold_here(tokens, subject, asked._replace(cap_min=asked.cap_max))
-            if isinstance(held, Hold) or await self.fetch(tokens, subject, asked) is not Fetched.READY:
+            if isinstance(held, Hold):
+                break
+            if await self.fetch(tokens, subject, asked, timeout_s) is not Fetched.READY:
                 break
         return held if isinstance(held, Hold) else self.hold_here(tokens, subject, asked)
 
-    async def fetch(self, tokens: int, subject: Subject = SUBJECT, asked: Demand | None = None) -> Fetched:
+    async def fetch(
+        self, tokens: int, subject: Subject = SUBJECT, asked: Demand | None = None, timeout_s: float = FETCH_S
+    ) -> Fetched:
         """Ask for what so many tokens lack here."""
         route = self.book.route(subject, self.keeper.clock.now_us() // US)
-        return await self.keeper.fetch(route, asked or demand(tokens))
+        return await self.keeper.fetch(route, asked or demand(tokens), timeout_s)
 
     def spend(self, hold: Hold, tokens: int) -> None:
         """End a hold with what was used."""

@@ -154,9 +154,9 @@ async def test_more_organisations_than_connections_are_no_outage(server: RedisSe
             for each in subjects:
                 replica.book.route(each, replica.keeper.clock.now_us() // US)
         await until(lambda: all(each.is_open and len(each.keeper.leases.shards) > 64 for each in of), "all are shared")
-        held = await asyncio.gather(*(of[0].hold(600, each) for each in subjects))
+        held = await asyncio.gather(*(of[0].hold(600, each, timeout_s=10 * FETCH_S) for each in subjects))
         assert all(isinstance(each, Hold) for each in held)
-        refused = await asyncio.gather(*(of[1].hold(600, each) for each in subjects))
+        refused = await asyncio.gather(*(of[1].hold(600, each, timeout_s=10 * FETCH_S) for each in subjects))
         assert all(isinstance(each, Shortfall) for each in refused)
         assert not any(each.said or each.keeper.stats.failures for each in of)
 
