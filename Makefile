@@ -4,7 +4,7 @@ BIN := .venv/bin
 BUNDLE := rego
 # Most of a test's time is waiting for what it started. A file's tests stay together, because they share what they start.
 PYTEST = $(BIN)/pytest -q -n 3 --dist loadfile $(or $(ARGS),tests --ignore=tests/e2e)
-UNCOMPILED = bench test_docs.py test_wheel.py $(addprefix runtime/,attribution calibration eviction routing sim telemetry vllm workload)
+UNCOMPILED = bench test_docs.py test_wheel.py $(addprefix runtime/,attribution eviction routing sim telemetry vllm workload)
 
 .DEFAULT_GOAL := help
 # What .ci/opa.py has built is found as if it were installed.

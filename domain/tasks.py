@@ -11,7 +11,8 @@ async def end(tasks: Iterable[asyncio.Task[Any]], again_s: float = AGAIN_S) -> N
     """Cancel tasks, and again until all have ended, whatever they end with.
 
     Once is not enough: `asyncio.wait_for` of Python 3.11 drops a cancellation that comes when what it waits for is
-    just done (mended in 3.12, https://github.com/python/cpython/issues/86296), and redis sends with it.
+    just done (mended in 3.12, https://github.com/python/cpython/issues/86296), and redis sends with it. Who is ended so
+    and ends tasks in turn does it with a shorter `again_s`.
     """
     pending = set(tasks)
     while pending:

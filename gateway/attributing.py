@@ -148,7 +148,7 @@ class Attributing:
             return
         try:
             self.claims.take(await followed.engines.poll(now_us))
-            self.claims.hear(followed.runtime.id, followed.engines.finished)
+            await self.claims.hear(followed.runtime.id, followed.engines.finished)
             self._say(followed, followed.engines)
         except OSError as error:
             if str(error) != followed.said:
@@ -257,7 +257,7 @@ class Attributing:
                 log.warning("an account begins with what comes now", runtime=runtime.id, reason=str(error))
                 engines = EngineAccounts(runtime, folder, {}, otherwise_us=now_us)
         self._begun.add(runtime.id)
-        sampler = Sampler(self._of, self._replica)
+        sampler = Sampler(self._of, self._replica, self.claims.tally(runtime.id).foreign_us)
         self._followed[runtime.id] = Followed(runtime, folder, engines, sampler, now_us + _interval_us(runtime))
 
     async def _sample(self, followed: Followed, *, is_ours: bool) -> None:

@@ -20,6 +20,7 @@ from domain.prices import GpuRate
 from gateway import adjustments
 from gateway.adjustments import Adjustments
 from gateway.governance import Governance
+from gateway.slices import Slices
 from gateway.token_checks import TokenChecks
 from ledger.client import LedgerClient, LedgerUnavailable, QueryFailed
 from ledger.journal import JournalError
@@ -48,12 +49,16 @@ FROM usage WHERE request_id IN ({ids}) AND {writer}
 
 
 class Claim(NamedTuple):
-    """A share, of which runtime it is, where its energy comes from, and what the runtime's time cost by then."""
+    """A share, of which runtime it is, where its energy comes from, and what the runtime's time cost by then.
+
+    One that was `had` was read by this process before: it was posted, or it is lost.
+    """
 
     runtime: str
     share: Share
     energy_source: Source
     rate: GpuRate
+    had: bool = False
 
     @property
     def is_countable(self) -> bool:
@@ -143,7 +148,11 @@ class Claims:
     def take(self, claims: Iterable[Claim]) -> None:
         """Take up shares; `post` sees to them."""
         for claim in claims:
-            if claim.is_countable:
+            if claim.had:
+                # Where it was not posted, what else the request took is not all of it.
+                if not self.has_claimed(claim.share.request_id):
+                    self._remember(claim.share.request_id, _Posted(is_least=True))
+            elif claim.is_countable:
                 self._put(self._waiting, claim.share.request_id, claim)
             else:
                 tally = self.tally(claim.runtime)
@@ -151,10 +160,12 @@ class Claims:
                     log.error("a share is more than any request can take", runtime=claim.runtime)
                 tally.dropped += 1
 
-    def hear(self, runtime: str, finished: Iterable[Finished]) -> None:
+    async def hear(self, runtime: str, finished: Iterable[Finished]) -> None:
         """Take what the front end of a runtime says of requests that finished, to compare."""
+        slices = Slices()
         for each in finished:
             self._checks.hear(runtime, bursar_id(each.request_id), each, self._of.now_us())
+            await slices.breathe()
 
     async def post(self) -> None:
         """Post what has been settled; what has not, waits, and what is of nobody here is counted."""
@@ -247,16 +258,20 @@ class Claims:
                 log.error("shares wait for the journal", requests=self.waiting + 1, reason=str(error))
                 return False
             claims.pop(0)
-            self._parts[claim.share.request_id] = after
-            if len(self._parts) > PARTS_MAX:
-                self._parts.popitem(last=False)
+            self._remember(claim.share.request_id, after)
             tally = self.tally(claim.runtime)
             tally.posted += is_new
             if not claim.share.is_replayed:
                 tally.claimed_us += claim.share.gpu_us
             if is_new:
-                self._checks.take(claim.runtime, row, claim.share, self._of.now_us())
+                is_whole = claim.share.reason == "finished" and not after.is_least
+                self._checks.take(claim.runtime, row, claim.share, self._of.now_us(), is_whole=is_whole)
         return True
+
+    def _remember(self, request_id: str, posted: _Posted) -> None:
+        self._parts[request_id] = posted
+        if len(self._parts) > PARTS_MAX:
+            self._parts.popitem(last=False)
 
     def _write(self, row: Mapping[str, Any], claim: Claim, before: _Posted, after: _Posted) -> bool:
         share, of = claim.share, self._of
@@ -270,7 +285,8 @@ class Claims:
             kv_block_us=share.kv_block_us,
             energy_uj=share.energy_uj,
         )
-        more: dict[str, Any] = {"certainty": share.certainty, "queue_us": share.queue_us}
+        certainty = "at_least" if after.is_least else share.certainty
+        more: dict[str, Any] = {"certainty": certainty, "queue_us": share.queue_us}
         if share.energy_uj:
             more["energy_source"] = claim.energy_source
         if not self._adjusting.write(adjustments.of_request(row, difference, of.now_us(), event_id, more)):

@@ -1,13 +1,13 @@
 """Engine accounts: the telemetry of one runtime, followed and shared out a millisecond at a time on the event loop."""
 
 import asyncio
-import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from gateway.claims import Claim, bursar_id
 from gateway.offers import Runtime
+from gateway.slices import Slices
 from runtime.attribution.engine import Attribution
 from runtime.attribution.shares import Share, Totals, together
 from runtime.power import Nvml, Power
@@ -20,27 +20,11 @@ READ_BYTES = 256 << 10
 # So much at most in one poll: whoever writes a folder may write faster than it is read.
 READS_MAX = 16
 RECORDS_MAX = 50_000
-# As long as this the event loop may be kept, and as long as that it is left to others before what follows.
-SLICE_S = 0.001
-PAUSE_S = 0.002
 ENGINE = "engine-"
 # No engine does so much between two samples; 64 of them still have room in the ledger's Int64.
 DONE_MAX = 1 << 54
 # The reason under which what an engine says that it did is left out for that.
 IMPOSSIBLE = "impossible"
-
-
-class Slices:
-    """Lets the event loop breathe between two records whenever a slice of time is used up."""
-
-    def __init__(self) -> None:
-        self._until_s = time.perf_counter() + SLICE_S
-
-    async def breathe(self) -> None:
-        """Go on at once within the slice, else after a pause."""
-        if time.perf_counter() > self._until_s:
-            await asyncio.sleep(PAUSE_S)
-            self._until_s = time.perf_counter() + SLICE_S
 
 
 class Told:
@@ -69,7 +53,7 @@ class EngineAccounts:
     """Follows the engines of one runtime; `accounts` has the attribution of each by the name of its source.
 
     `account_from_us` has up to when an account of each was kept before, by a process that has ended; that of others
-    begins with `otherwise_us`. With `is_again` shares of before that are not claimed: this process has had them.
+    begins with `otherwise_us`. With `is_again` shares of before that are `had`: this process followed them already.
     `finished` is what the front ends counted of requests that finished, as read in the last poll.
     """
 
@@ -247,9 +231,8 @@ class EngineAccounts:
 
     def _claims(self, shares: list[Share]) -> list[Claim]:
         return [
-            Claim(self.runtime.id, share, self.power.source, self.runtime.rate)
+            Claim(self.runtime.id, share, self.power.source, self.runtime.rate, self._is_again and share.is_replayed)
             for share in shares
-            if not (self._is_again and share.is_replayed)
         ]
 
     def _account(self, source: str) -> Attribution:

@@ -66,12 +66,12 @@ def accounted(find_ledger: Callable[[], LedgerClient | None], runtime: str) -> d
 
 
 class Sampler:
-    """Writes the samples of one runtime."""
+    """Writes the samples of one runtime, of whose tally `foreign_us` was sampled before."""
 
-    def __init__(self, of: Governance, replica: str) -> None:
+    def __init__(self, of: Governance, replica: str, foreign_us: int = 0) -> None:
         self._of = of
         self._replica = replica
-        self._foreign_us = 0
+        self._foreign_us = foreign_us
 
     async def sample(
         self, spec: RuntimeSpec, engines: EngineAccounts | None, tally: Tally, gpus: int, *, is_ours: bool

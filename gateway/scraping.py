@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from runtime.vllm.sampling import MetricsError, VllmCounters, parse_metrics, samples_by_name, total, values
+from runtime.vllm.sampling import MetricsError, VllmCounters, counters_of, engines_shown, samples_by_name, total
 
 TIMEOUT_S = 10.0
 # Some 60 KB for each engine of a vLLM; it is searched in one go.
@@ -44,7 +44,6 @@ async def scrape(base_url: str) -> Scraped:
                 raise ScrapeFailed(f"its /metrics answered {answer.status}")
         text = b"\n".join([*_WANTED.findall(page), b""]).decode(errors="replace")
         samples = samples_by_name(text, None)
-        engines = len(values(samples, "num_requests_running"))
-        return Scraped(parse_metrics(text), total(samples, "num_preemptions_total"), engines)
+        return Scraped(counters_of(samples), total(samples, "num_preemptions_total"), engines_shown(samples))
     except (aiohttp.ClientError, TimeoutError, MetricsError) as error:
         raise ScrapeFailed(f"its /metrics cannot be read: {error or 'no answer in time'}") from error

@@ -38,22 +38,29 @@ class _Count:
 
 @dataclass(slots=True)
 class _Check:
-    """One completed request: what is known of it so far; `charged` is None until it is known to be comparable."""
+    """One request: what is known of it so far; `charged` is None until a share of it has come.
+
+    What was cut off, on either side, is not whole, and cannot be compared.
+    """
 
     since_us: int = 0
     charged: tuple[int, ...] | None = None
+    is_whole: bool = True
     scheduled: _Count = _Count()
     finished: _Count = _Count()
 
     @property
     def agrees(self) -> bool:
         """Whether both have counted what was charged."""
-        is_whole = self.finished.answers == self.scheduled.answers > 0
-        return is_whole and self.charged is not None and not any(self.differences.values())
+        if self.charged is None or not self.is_whole or self.finished.answers != self.scheduled.answers:
+            return False
+        # Else there are more answers to come, of other prompts.
+        has_all = self.scheduled.tokens[1] >= self.charged[1]
+        return has_all and not any(self.differences.values())
 
     @property
     def differences(self) -> dict[str, int]:
-        if self.charged is None:
+        if self.charged is None or not self.is_whole:
             return {}
         off = self.scheduled.off(self.charged)
         # Lines of the front end may be missing, or be of answers whose shares are.
@@ -69,14 +76,11 @@ class TokenChecks:
         self._open: OrderedDict[tuple[str, str], _Check] = OrderedDict()
         self._drift: dict[tuple[str, str], int] = {}
 
-    def take(self, runtime: str, row: Mapping[str, Any], share: Share, now_us: int) -> None:
-        """Compare a share with the row of its request; what was cut off, on either side, cannot be compared."""
-        if share.reason != "finished" or share.certainty != "exact" or row["certainty"] != "exact":
-            return
-        if row["status"] != "ok":
-            return
+    def take(self, runtime: str, row: Mapping[str, Any], share: Share, now_us: int, *, is_whole: bool) -> None:
+        """Compare a share with the row of its request, where all of what it is a share of is known."""
         check = self._taken((runtime, share.request_id), now_us)
         check.charged = tuple(int(row.get(name, 0)) for name in _CHARGED)
+        check.is_whole = check.is_whole and is_whole and row["status"] == "ok" and row["certainty"] == "exact"
         check.scheduled = check.scheduled.plus(
             share.answers, share.output_tokens, share.prompt_tokens, share.cached_tokens
         )

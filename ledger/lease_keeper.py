@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from domain.amounts import Amounts
-from domain.tasks import end
+from domain.tasks import AGAIN_S, end
 from ledger.book import Book, Crossing, Route
 from ledger.exchange_lines import tag_of
 from ledger.holds import Demand
@@ -107,7 +107,8 @@ class LeaseKeeper:
                 else:
                     self._succeeded()
         finally:
-            await end([listening])
+            # Sooner than whoever ends this would again.
+            await end([listening], AGAIN_S / 4)
 
     async def fetch(self, route: Route, demand: Demand, timeout_s: float = FETCH_S) -> Fetched:
         """Ask for what a demand lacks here, recalling it from other replicas where need be."""

@@ -62,7 +62,7 @@ def calibrate(
     knobs: KnobOption = None,
     out: Annotated[Path | None, typer.Option(help="The file to write; otherwise one in the home.")] = None,
     seconds: Annotated[
-        float, typer.Option(min=1, max=300, help="How long an open load lasts; a closed one twice that.")
+        float, typer.Option(min=1, max=300, help="How long an open load lasts; a closed one twice that, or two turns.")
     ] = 10.0,
     turns: Annotated[int, typer.Option(min=2, max=100, help="Requests of a user in closed loads, at most.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="What the loads are drawn from.")] = 0,

@@ -8,7 +8,7 @@ from runtime.description import TelemetryState
 from runtime.telemetry.runs import Heard, left_behind
 from runtime.vllm.describe import ENDED, engines_in, said_in
 from runtime.vllm.exchange import HttpError, get
-from runtime.vllm.sampling import MetricsError, samples_by_name, values
+from runtime.vllm.sampling import MetricsError, engines_shown, samples_by_name
 
 TIMEOUT_S = 2.0
 
@@ -62,6 +62,6 @@ def _together(states: dict[str, TelemetryState], *, is_away: bool) -> TelemetryS
 def _shown(url: str) -> int | None:
     """How many engines a runtime shows at `/metrics`; None where it shows none."""
     try:
-        return len(values(samples_by_name(get(url, "/metrics", TIMEOUT_S).decode(), None), "num_requests_running"))
+        return engines_shown(samples_by_name(get(url, "/metrics", TIMEOUT_S).decode(), None))
     except (HttpError, MetricsError, UnicodeDecodeError):
         return None

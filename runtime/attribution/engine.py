@@ -22,8 +22,9 @@ AWAY_US_MAX = 60_000_000
 # No request took so much of anything; and the ledger's Int64 has room for it.
 AMOUNT_MAX = 1 << 60
 # A step is told when it is done. So long before now an engine of which nothing is told has no step under way, unless
-# one takes longer than any that it has told of since it was started.
+# one takes longer than any that it has told of since it was started. One that was very long does not hold up the rest.
 REST_LAG_US = 2_000_000
+REST_LAG_US_MAX = 20_000_000
 # Steps may overlap a little; one that begins so long before the last one ended shows that the clock was put back.
 CLOCK_BACK_US = 5_000_000
 _HALF = 1 << (SHIFT - 1)
@@ -66,8 +67,7 @@ class Attribution:
         self._left = {"gpu": _HALF, "energy": 1_000 * _HALF, "kv": _HALF}
         self._session = ""
         self._lost_before = 0
-        self._is_gap = False
-        self._was_empty = True
+        self._is_gap, self._was_empty = False, True
         self._until_us = 0
         self.end_us = 0  # of the last step
         self._longest_us = 0  # of the steps since the engine was started
@@ -132,11 +132,11 @@ class Attribution:
         """Say that the engine runs and that all is known that it has told by now: without requests it was idle.
 
         A step is told when it is done, with those that it seats; so time counts as idle up to `REST_LAG_US` ago, or
-        twice as long as its longest step. Where a longer one turns out to have begun before, its busy time counts, and
-        the idle time is that much less.
+        twice as long as its longest step, at most `REST_LAG_US_MAX`. Where a longer one turns out to have begun before,
+        its busy time counts, and the idle time is that much less.
         """
         if self._session and not self._seats and not self._is_gap:
-            self._pass(now_us - max(REST_LAG_US, 2 * self._longest_us))
+            self._pass(now_us - min(max(REST_LAG_US, 2 * self._longest_us), REST_LAG_US_MAX))
 
     def reweigh(self, weights: Weights) -> None:
         """Share by other weights from the next step on."""
@@ -212,12 +212,13 @@ class Attribution:
                 self._lose(opened.lost - self._lost_before)
             self._lost_before = opened.lost
             return []
+        if self._base is None and opened.unix_us > self._account_from_us:
+            self._base = self._now()  # what is in flight there ends in this account
         shares = self.end()  # an engine that was killed has left everyone seated
         self._session, self._lost_before = opened.session, opened.lost
         self.accelerators, self.off = opened.accelerators or self.accelerators, opened.off
         self._until_us = self.end_us = self.began_us = opened.unix_us
-        self._longest_us = 0
-        self._is_gap, self._was_empty = False, True
+        self._longest_us, self._is_gap, self._was_empty = 0, False, True
         return shares
 
     def _join(self, join: Join) -> list[Share]:

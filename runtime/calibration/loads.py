@@ -17,6 +17,7 @@ from runtime.workload.port import Arrival
 _BATCH_MAX: Final = 64
 """Larger batches are not driven to apart, for a small client would then be what is measured."""
 _TURN_GAP_US: Final = 30_000
+OPEN_REQUESTS_MIN: Final = 20
 USERS_MAX: Final = 512
 """Of a closed load, for the same reason."""
 TRAINING_SHARES: Final = (35, 60, 85, 115)
@@ -141,11 +142,16 @@ def closed(shape: Shape, mix: Mix, users: int, turns: int, seed: int) -> Load:
     return Load(f"{mix.name}-closed-{users}", shape.block_size, tuple(arrivals), users > shape.max_num_seqs)
 
 
+def open_lasts_s(per_s: float, share: int, duration_s: float) -> float:
+    """About how long the requests of such an open load come, which are never so few that a mean says nothing."""
+    return max(duration_s, OPEN_REQUESTS_MIN * 100 / (per_s * share))
+
+
 def opened(shape: Shape, mix: Mix, per_s: float, share: int, duration_s: float, seed: int) -> Load:
     """Requests at random times, `share` hundredths of `per_s` a second."""
     random = Random(f"{seed}/{mix.name}/open/{share}")  # noqa: S311 - a load, not a secret
     rate = per_s * share / 100
-    requests = max(20, round(rate * duration_s))
+    requests = max(OPEN_REQUESTS_MIN, round(rate * duration_s))
     times = accumulate(random.expovariate(rate) for _ in range(requests))
     arrivals = tuple(_request(shape, mix, random, round(at_s * 1e6), -1) for at_s in times)
     return Load(f"{mix.name}-open-{share}", shape.block_size, arrivals, share >= 100)

@@ -14,6 +14,7 @@ from runtime.calibration.loads import (
     USERS_MAX,
     Load,
     held_out_mixes,
+    open_lasts_s,
     opened,
     single_loads,
     training_mix,
@@ -69,7 +70,7 @@ async def calibrate(
     closed = _closed(pace, plan)
     checks = _checks(pace, plan)
     if say is not None:
-        say(_announced(pace, plan, [*closed, *checks]))
+        say(_announced(pace, plan, closed, checks))
     training += [await trials.run(load) for load in closed]
     # How many requests a second the engine can do is seen in the fullest closed load, the last of them.
     per_s = training[-1].ended_per_s
@@ -160,10 +161,12 @@ def _checks(pace: Pace, plan: Plan) -> list[Load]:
     return [pace.closed(mix, users, plan.turns, lasts_s, plan.seed + 1) for mix in held_out_mixes(pace.shape)]
 
 
-def _announced(pace: Pace, plan: Plan, loads: Sequence[Load]) -> str:
+def _announced(pace: Pace, plan: Plan, closed: Sequence[Load], checks: Sequence[Load]) -> str:
     users = users_of(pace.shape)[-1]
     said = f"{pace.shape.max_num_seqs} seats, so up to {users} users at once"
     if pace.step_time is None:
         return said
-    open_s = plan.open_s * _OPEN_WITH_ENDS * len(TRAINING_SHARES)
-    return f"{said}: about {sum(map(pace.lasts_s, loads)) + open_s:.0f} s more"
+    closed_s, full = sum(map(pace.lasts_s, (*closed, *checks))), closed[-1]
+    per_s = len(full.arrivals) / pace.lasts_s(full)
+    open_s = sum(_OPEN_WITH_ENDS * open_lasts_s(per_s, share, plan.open_s) for share in TRAINING_SHARES)
+    return f"{said}: about {closed_s + open_s:.0f} s more"

@@ -53,3 +53,24 @@ async def test_a_cancellation_that_comes_as_what_is_waited_for_is_done_is_not_lo
     await asyncio.sleep(0)
     await end([task], again_s=0.01)
     assert task.cancelled()
+
+
+async def test_what_a_task_ends_is_ended_before_the_task_is_given_up() -> None:
+    inner = asyncio.create_task(_loses_the_first())
+
+    async def owns() -> None:
+        try:
+            await asyncio.sleep(3_600)
+        finally:
+            await end([inner], again_s=0.01)
+
+    outer = asyncio.create_task(owns())
+    await asyncio.sleep(0)
+    await end([outer], again_s=0.1)
+    assert inner.cancelled()
+
+
+async def _loses_the_first() -> None:
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(3_600)
+    await asyncio.sleep(3_600)

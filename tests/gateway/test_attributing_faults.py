@@ -61,6 +61,43 @@ async def test_a_runtime_that_could_not_be_followed_shows_and_is_followed_again_
     await part.close()
 
 
+async def test_a_request_with_an_answer_on_either_side_of_the_fault_is_charged_no_less_than_its_estimate(
+    worker: OneWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = await worker.open()
+    part, told = attributing(worker, of), engine(worker)
+    await once(worker, part)
+    call = await admitted(of)
+    await broken(part, monkeypatch, worker)
+    computed(worker, told, call.ask.intent.request_id, 1000)
+    await once(worker, part, (RETRY_S + 10) * US)
+    computed(worker, told, call.ask.intent.request_id, 7)
+    settle(of, call)
+    estimated_us = spent(of)
+    assert estimated_us > 1007
+    await once(worker, part, 2 * US)
+    assert spent(of) == estimated_us
+    (correction,) = adjusted(worker)
+    assert (correction.get("gpu_us", 0), correction["certainty"]) == (0, "at_least")
+    await part.close()
+
+
+async def test_foreign_time_is_sampled_once_over_a_fault(worker: OneWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = await worker.open()
+    part, told = attributing(worker, of), engine(worker)
+    await once(worker, part)
+    computed(worker, told, "somebody", 500)
+    for _ in range(2):
+        await once(worker, part, 2 * US)
+    await broken(part, monkeypatch, worker)
+    await once(worker, part, (RETRY_S + 10) * US)
+    for _ in range(2):
+        await once(worker, part, 2 * US)
+    rows = [row for row in worker.records("runtime_sample") if row["runtime"] == "fake"]
+    assert sum(row.get("foreign_us", 0) for row in rows) == part.claims.tally("fake").foreign_us == 500
+    await part.close()
+
+
 async def test_attribution_that_ended_by_a_fault_shows_for_all_runtimes(
     worker: OneWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,9 @@ from tests.gateway.test_cli_commands import AWAY, DONE, answer, ran
 FACTS = {"engine": "sim 1", "model": "m", "block_size": 16, "num_blocks": 100, "accelerators": 1, "knobs": {}}
 TOLD_S = 1_700_000_000
 TOLD = "2023-11-14 22:13:20 UTC"
-METRICS = b'vllm:num_requests_running{engine="0"} 0\n'
+# Of several API servers: the engine that was asked first has gauges, the others not yet.
+ASKED = b'vllm:num_requests_running{engine="0",model_name="m"} 0\n'
+METRICS = b'vllm:generation_tokens_total{engine="%d",model_name="m"} 0\n'
 
 
 def told(folder: Path, index: int = 0, **facts: Any) -> Path:
@@ -37,7 +39,8 @@ def shows(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Let every runtime show so many engines at /metrics."""
 
     def shows(engines: int) -> None:
-        monkeypatch.setattr("gateway.cli.runtime_metering.get", lambda *_: METRICS * engines)
+        page = ASKED + b"".join(METRICS % index for index in range(engines))
+        monkeypatch.setattr("gateway.cli.runtime_metering.get", lambda *_: page)
 
     return shows
 

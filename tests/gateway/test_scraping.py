@@ -1,5 +1,6 @@
 """Scraping: what a runtime shows at `/metrics`, or why it cannot be had."""
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -52,6 +53,19 @@ async def test_the_counters_are_read_and_nothing_else_of_the_page() -> None:
     assert (counters.running, counters.waiting, counters.kv_cache_usage, preemptions) == (3, 2, 0.25, 5)
     assert (counters.prompt_tokens_total, counters.generation_tokens_total) == (100, 50)
     assert (counters.prefix_cache_queries, counters.prefix_cache_hits) == (90, 64)
+
+
+async def test_engines_that_nobody_has_asked_yet_are_there_though_they_show_no_gauges() -> None:
+    """So it is with several API servers, which share their metrics through files and leave out what was never set."""
+    counters = [line for line in PAGE.splitlines(keepends=True) if "_total{" in line]
+    idle = re.sub(r"\} .*", "} 0.0", "".join(counters))
+    page = idle + idle.replace('engine="0"', 'engine="1"')
+    async with serving(lambda: web.Response(text=page)) as url:
+        at_first = await scrape(url)
+        assert (at_first.counters.running, at_first.counters.waiting, at_first.engines) == (0, 0, 2)
+        page += PAGE.replace('engine="0"', 'engine="2"')
+        later = await scrape(url)
+    assert (later.counters.running, later.counters.waiting, later.engines) == (3, 2, 3)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,45 @@ async def test_a_restart_goes_on_where_each_engine_was_accounted(tmp_path: Path)
     assert before.idle_us + after.idle_us == 20 * SECOND_US - REST_LAG_US
 
 
+async def row_and_level(served: Served, accounts: EngineAccounts) -> tuple[Totals, int]:
+    """What a sample at this time says, and the busy time in flight that stands beside it."""
+    _, new = await row(served, accounts, 1)
+    return new, sum(account.in_flight_us for account in accounts.accounts.values())
+
+
+@pytest.mark.parametrize("is_seen", [False, True])
+async def test_what_was_in_flight_when_engine_and_gateway_were_killed_together_is_attributed_once(
+    tmp_path: Path, is_seen: bool
+) -> None:
+    """Whether the gateway had a row of the engine's new start before it ended, or not."""
+    served, accounts, rows = Served(tmp_path, 1), accounts_of(tmp_path), []
+    served.go_on(10)
+    rows.append(await row_and_level(served, accounts))
+    assert rows[0][1] == 10 * SECOND_US
+    served.now_us += 60 * SECOND_US
+    if is_seen:
+        served.writers = [served.start(0)]
+        rows.append(await row_and_level(served, accounts))
+    again = accounts_of(tmp_path, accounts.known_until_us())
+    if not is_seen:
+        await again.poll(served.now_us)
+        served.writers = [served.start(0)]
+    (claim,) = await again.poll(served.now_us)
+    share = claim.share
+    assert (share.gpu_us, share.certainty, share.is_replayed) == (10 * SECOND_US, "at_least", is_seen)
+    rows.append(await row_and_level(served, again))
+    served.writers[0].join(0, "s", 40, 0, 0)
+    served.go_on(5)
+    rows.append(await row_and_level(served, again))
+    before_us = 0
+    for new, level_us in rows:
+        assert new.busy_us == new.attributed_us + new.unattributed_us + level_us - before_us
+        assert new.capacity_us == new.busy_us + new.idle_us + new.lost_us
+        before_us = level_us
+    assert sum(new.attributed_us for new, _ in rows) == 10 * SECOND_US
+    assert sum(new.wall_us for new, _ in rows) == 15 * SECOND_US, "the time that it was away is nobody's"
+
+
 async def test_an_engine_of_a_run_that_was_killed_and_came_back_with_fewer_is_in_no_account(tmp_path: Path) -> None:
     served, accounts = Served(tmp_path, 2), accounts_of(tmp_path)
     served.writers[1].join(0, "killed", 40, 0, 0)

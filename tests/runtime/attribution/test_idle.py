@@ -2,7 +2,7 @@
 
 import pytest
 
-from runtime.attribution.engine import REST_LAG_US, Attribution
+from runtime.attribution.engine import REST_LAG_US, REST_LAG_US_MAX, Attribution
 from runtime.attribution.shares import Totals, together
 from runtime.attribution.weights import Weights
 from runtime.step_time import StepTime
@@ -49,6 +49,13 @@ def test_a_longer_step_than_any_before_takes_back_what_was_idle_and_the_sums_hol
     compute(attribution, 30 * SECOND_US, 29 * SECOND_US)
     totals = attribution.totals
     assert (totals.wall_us, totals.busy_us, totals.idle_us) == (59 * SECOND_US, 29 * SECOND_US, 30 * SECOND_US)
+
+
+def test_one_step_of_a_minute_does_not_hold_up_idle_time_for_minutes() -> None:
+    attribution = begun()
+    compute(attribution, 0, 60 * SECOND_US)
+    attribution.rest(BEGAN_US + 90 * SECOND_US)
+    assert attribution.totals.idle_us == 30 * SECOND_US - REST_LAG_US_MAX
 
 
 def test_what_is_missing_is_not_idle_until_a_step_says_how_long_that_was() -> None:

@@ -6,7 +6,17 @@ import pytest
 
 from runtime.calibration.engine import CalibratedEngine, Shape
 from runtime.calibration.errors import CalibrationError
-from runtime.calibration.loads import USERS_MAX, Load, Mix, closed, held_out_mixes, training_mix, users_of
+from runtime.calibration.loads import (
+    USERS_MAX,
+    Load,
+    Mix,
+    closed,
+    held_out_mixes,
+    open_lasts_s,
+    opened,
+    training_mix,
+    users_of,
+)
 from runtime.calibration.pace import Pace
 from runtime.calibration.session import check_clock
 from runtime.sim.config import EngineConfig
@@ -55,6 +65,12 @@ def test_a_load_is_cut_to_its_time_and_never_below_two_turns() -> None:
     assert 64 * 2 < len(short.arrivals) < 64 * 50
     assert PACE.lasts_s(short) <= 22
     assert len(least.arrivals) == 64 * 2
+
+
+def test_how_long_an_open_load_lasts_is_said_of_slow_engines_too() -> None:
+    for per_s in (0.5, 3.0, 40.0):
+        load = opened(TINY, training_mix(TINY), per_s, 35, 10.0, 0)
+        assert load.arrivals[-1].at_us / 1e6 == pytest.approx(open_lasts_s(per_s, 35, 10.0), rel=0.4)
 
 
 def test_an_engine_of_which_nothing_could_be_fitted_gets_all_turns() -> None:

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.vllm.sampling import MetricsError, VllmCounters, parse_metrics
+from runtime.vllm.sampling import MetricsError, VllmCounters, engines_shown, parse_metrics, samples_by_name
 
 COUNTERS = ("prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits")
+
+# Two engines behind several API servers, as vLLM makes their metrics; the second one has computed something or not.
+SHARED = """
+import sys
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, multiprocess
+counters = [Counter(f"vllm:{name}", "x", ["model_name", "engine"]) for name in sys.argv[2:]]
+counters.append(Counter("vllm:request_success", "x", ["model_name", "engine", "finished_reason"]))
+gauges = [
+    Gauge(f"vllm:{name}", "x", ["model_name", "engine"], multiprocess_mode="mostrecent")
+    for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+]
+for engine in "01":
+    for each in (*counters, *gauges):
+        each.labels("m", engine, *(["stop"] if each is counters[-1] else []))
+if sys.argv[1] == "asked":
+    counters[1].labels("m", "1").inc()
+    gauges[0].labels("m", "1").set(1)
+    gauges[1].labels("m", "1").set(0)
+    gauges[2].labels("m", "1").set(0.5)
+registry = CollectorRegistry()
+multiprocess.MultiProcessCollector(registry)
+print(generate_latest(registry).decode())
+"""
 
 
 def engine_text(engine: int, model: str, counts: tuple[int, ...], usage: float = 0.0, running: int = 0) -> str:
@@ -70,6 +97,28 @@ def test_a_missing_counter_is_an_error_and_not_zero(name: str) -> None:
     without = "".join(line for line in text.splitlines(keepends=True) if not line.startswith(of_name))
     with pytest.raises(MetricsError, match=f"no sample of vllm:{name}"):
         parse_metrics(without)
+
+
+@pytest.mark.parametrize(("state", "levels"), [("idle", (0, 0, 0.0)), ("asked", (1, 0, 0.5))])
+def test_several_api_servers_show_each_engine_from_the_start(
+    tmp_path: Path, state: str, levels: tuple[int, int, float]
+) -> None:
+    """Though they leave out the gauges of an engine that has not computed anything yet."""
+    command = [sys.executable, "-c", SHARED, state, *COUNTERS]
+    text = subprocess.check_output(command, env={"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}, text=True)
+    assert 'vllm:num_requests_running{engine="0"' not in text
+    counters = parse_metrics(text)
+    assert (counters.running, counters.waiting, counters.kv_cache_usage) == levels
+    assert engines_shown(samples_by_name(text, None)) == 2
+
+
+def test_an_engine_is_one_of_a_model_however_many_samples_it_has() -> None:
+    each = [engine_text(0, "a", (10, 1, 10, 5)), engine_text(0, "b", (1, 0, 0, 0)), engine_text(1, "a", (0, 0, 0, 0))]
+    assert engines_shown(samples_by_name("".join(each), None)) == 3
+    assert engines_shown(samples_by_name("".join(each), "a")) == 2
+    assert engines_shown(samples_by_name(each[0] * 2, None)) == 1
+    with pytest.raises(MetricsError, match="no sample of vllm:generation_tokens_total"):
+        engines_shown(samples_by_name(each[0], "b"))
 
 
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "1.5"])
