@@ -7,7 +7,6 @@ round, as the expected time to the next use, and learned beyond eviction from re
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from heapq import heapify, heappop, heappush
 
 _USES_KINDS = 8
 _KINDS = 2 * _USES_KINDS
@@ -50,9 +49,8 @@ class ReuseEviction:
     longer, nor what is not the last of its chain as longer than what is.
 
     `capacity` is the size of the cache in keys; four times as many are remembered after they were given up. Every
-    operation takes time that grows with the logarithm of the cells in use, for each age that a key has outgrown, except
-    that, once in `capacity` / 4 releases, all 768 cells are ranked anew. Until the first time it is least recently
-    used; what was learned counts half after 14 more.
+    operation takes constant time, except that, once in `capacity` / 4 releases, all 768 cells are ranked anew. Until
+    the first time it is least recently used; what was learned counts half after 14 more.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -64,12 +62,6 @@ class ReuseEviction:
         self._uses: dict[Hashable, _Use] = {}  # of the keys in the cache
         self._ghosts: OrderedDict[Hashable, _Use] = OrderedDict()  # the longest given up first
         self._cells: dict[int, _Cell] = {}  # by kind x ages + age; no empty ones
-        # When the first key of a row, 2 x cell or one more for ghosts, has outgrown it: never later than it does.
-        self._dues: list[tuple[int, int]] = []
-        self._due: dict[int, int] = {}
-        # The cells of which keys can be given up, by rank; some of which that was so.
-        self._victims: list[tuple[int, int]] = []
-        self._are_victims: set[int] = set()
         self._released = 0
         self._swept_at = -1
         self._is_tail_next = True
@@ -121,12 +113,13 @@ class ReuseEviction:
         if not self._released:
             raise KeyError("nothing is released")
         self._sweep(now)
-        number, cell = self._victim()
+        rank = self._rank
+        _, number = min((rank[number], number) for number, cell in self._cells.items() if cell.released)
+        cell = self._cells[number]
         key, use = cell.released.popitem(last=False)
         self._released -= 1
         del self._uses[key]
-        self._ghosts[key] = use
-        self._append(number, key, use, is_ghost=True)
+        self._ghosts[key] = cell.ghosts[key] = use
         if len(self._ghosts) > self._ghosts_max:
             self._lose(now)
         return key
@@ -146,7 +139,7 @@ class ReuseEviction:
     def _enter(self, key: Hashable, use: _Use, now: int, *, is_tail: bool) -> None:
         kind = 2 * (min(use.uses.bit_length(), _USES_KINDS) - 1) + is_tail
         use.cell, use.at = kind * _AGES, now
-        self._append(use.cell, key, use, is_ghost=False)
+        self._cell(use.cell).released[key] = use
 
     def _leave(self, number: int, key: Hashable) -> None:
         cell = self._cells[number]
@@ -154,9 +147,6 @@ class ReuseEviction:
             del cell.released[key]
         else:
             del cell.ghosts[key]
-            if cell.ghosts:
-                # The next one may be older: it was given up later.
-                self._watch(2 * number + 1, next(iter(cell.ghosts.values())))
         if not cell.released and not cell.ghosts:
             del self._cells[number]
 
@@ -166,36 +156,11 @@ class ReuseEviction:
         self._lost[_aged(use, now)] += 1
         self._leave(use.cell, key)
 
-    def _append(self, number: int, key: Hashable, use: _Use, *, is_ghost: bool) -> None:
-        """Put a key last in the row of a cell."""
+    def _cell(self, number: int) -> _Cell:
         cell = self._cells.get(number)
         if cell is None:
             cell = self._cells[number] = _Cell()
-        row = cell.ghosts if is_ghost else cell.released
-        if not row:
-            self._watch(2 * number + is_ghost, use)
-        row[key] = use
-        if not is_ghost and number not in self._are_victims:
-            self._are_victims.add(number)
-            heappush(self._victims, (self._rank[number], number))
-
-    def _watch(self, row: int, first: _Use) -> None:
-        """Look at a row again when its first key has outgrown its age."""
-        age = row // 2 % _AGES
-        due = first.at + (1 << age)
-        if age < _AGES - 1 and due < self._due.get(row, due + 1):
-            self._due[row] = due
-            heappush(self._dues, (due, row))
-
-    def _victim(self) -> tuple[int, _Cell]:
-        """The cell with the longest expected wait of those that have a key to give up."""
-        while True:
-            number = self._victims[0][1]
-            cell = self._cells.get(number)
-            if cell is not None and cell.released:
-                return number, cell
-            heappop(self._victims)
-            self._are_victims.remove(number)
+        return cell
 
     def _sweep(self, now: int) -> None:
         """Move the keys that have outgrown their age classes, the oldest classes first so that the order stays.
@@ -205,33 +170,22 @@ class ReuseEviction:
         if now == self._swept_at:
             return
         self._swept_at = now
-        rows = []
-        while self._dues and self._dues[0][0] <= now:
-            due, row = heappop(self._dues)
-            if self._due.get(row) == due:
-                del self._due[row]
-                rows.append(row)
-        for row in sorted(rows, key=lambda row: (-(row // 2), row)):
-            number, is_ghost = divmod(row, 2)
-            cell = self._cells.get(number)
-            if cell is not None:
-                self._outgrow(number, cell, now, is_ghost=bool(is_ghost))
-
-    def _outgrow(self, number: int, cell: _Cell, now: int, *, is_ghost: bool) -> None:
-        """Move the first keys of a row into the cells of their age."""
-        keys = cell.ghosts if is_ghost else cell.released
-        while keys:
-            key = next(iter(keys))
-            use = keys[key]
-            aged = _aged(use, now)
-            if aged <= number:
-                self._watch(2 * number + is_ghost, use)
-                break
-            del keys[key]
-            use.cell = aged
-            self._append(aged, key, use, is_ghost=is_ghost)
-        if not cell.released and not cell.ghosts:
-            del self._cells[number]
+        for number in sorted(self._cells, reverse=True):
+            cell = self._cells[number]
+            for is_ghost in (False, True):
+                keys = cell.ghosts if is_ghost else cell.released
+                while keys:
+                    key = next(iter(keys))
+                    use = keys[key]
+                    aged = _aged(use, now)
+                    if aged <= number:
+                        break
+                    del keys[key]
+                    use.cell = aged
+                    older = self._cell(aged)
+                    (older.ghosts if is_ghost else older.released)[key] = use
+            if not cell.released and not cell.ghosts:
+                del self._cells[number]
 
     def _learn(self, now: int) -> None:
         """Rank the cells by their expected waits, and let what was learned so far count less from now on."""
@@ -242,12 +196,6 @@ class ReuseEviction:
         order = sorted(range(_KINDS * _AGES), key=lambda cell: (-waits[cell], *_doubt(cell)))
         for rank, cell in enumerate(order):
             self._rank[cell] = rank
-        self._victims = [(self._rank[number], number) for number, cell in self._cells.items() if cell.released]
-        heapify(self._victims)
-        self._are_victims = {number for _, number in self._victims}
-        # What was left behind by rows that were looked at earlier goes.
-        self._dues = [(due, row) for row, due in self._due.items()]
-        heapify(self._dues)
         for counts in (self._reused, self._lost):
             counts[:] = [_KEPT_AT_LEARNING * count for count in counts]
 
