@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -13,6 +14,7 @@ import pytest
 import yaml
 from openai import AsyncOpenAI
 
+from gateway.token_checks import SETTLES_US
 from runtime.vllm.control import VllmControl
 from tests.e2e.configuration import write_configuration
 from tests.e2e.conftest import MODEL_NAME
@@ -110,6 +112,18 @@ async def test_tokens_of_what_completed_agree_with_the_scheduler(metered: Govern
     assert [row for row in alone if engine[row["request_id"]].differs_from(row)] == []
     assert number(alone, "cached_input_tokens") > 0
     assert [row for row in rows if engine[row["request_id"]].output_tokens != int(row["output_tokens"])] == []
+
+
+def test_what_scheduler_and_front_end_counted_is_what_was_charged(metered: Governed) -> None:
+    """A difference shows once nothing more is heard of a request for a while."""
+    time.sleep(SETTLES_US / 1e6 + 5)
+    page = metered.deployment.page(f"{metered.deployment.url}/metrics").decode()
+    claimed, drift = (
+        [line for line in page.splitlines() if line.startswith(name) and f'"{RUNTIME}"' in line]
+        for name in ("bursar_accelerator_us_total{", "bursar_token_drift_total{")
+    )
+    assert any('"claimed"' in line for line in claimed), page
+    assert drift == []
 
 
 async def _mixed(governed: Governed, episode: Episode) -> None:
