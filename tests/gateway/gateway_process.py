@@ -22,7 +22,7 @@ from ledger.segments import Cursor
 
 ROOT = Path(__file__).parents[2]
 READY_S = 60.0
-SETTLED_S = 8.0
+SETTLED_S = 20.0
 HELLO = [{"role": "user", "content": "hello"}]
 
 
