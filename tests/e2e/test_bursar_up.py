@@ -26,6 +26,7 @@ NOTICE_S = 1.0  # from its time being up to a hold being charged
 STREAMS = 6
 LONG_OUTPUT_TOKENS = 500  # some three seconds of answer
 ROWS_SQL = "SELECT * FROM usage WHERE status != 'adjusted' ORDER BY request_id"
+CORRECTED_SQL = "SELECT request_id FROM usage WHERE status = 'adjusted'"
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,8 @@ def test_a_lost_journal_is_made_up_for_by_the_ledger(tmp_path: Path) -> None:
         for number in range(5):
             _answer(before, secret, f"kept/{number}")
         assert len(before.flushed_rows(ROWS_SQL)) == 5
+        # What attribution corrects after the counters were read is spent as well.
+        eventually(lambda: len(before.flushed_rows(CORRECTED_SQL)) == 5, "each is corrected")
         spent = _lasting(before)
     shutil.rmtree(home / "journal")
     with Deployment(home, CONFIG) as after:
