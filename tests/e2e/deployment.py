@@ -82,12 +82,7 @@ class Deployment(Instance):
 
     def disagreements(self) -> list[str]:
         """Each counter that holds anything still, or that is not the sum of the charges in the ledger."""
-        for _ in range(READINGS_MAX):
-            counters = self.counters()
-            charges = self.rows(CHARGES_SQL)
-            # A correction by attribution that came between the two would be in one of them only.
-            if _held_and_spent(counters) == _held_and_spent(self.counters()):
-                break
+        counters, charges = beside(self.counters, lambda: self.rows(CHARGES_SQL))
         now_s = int(time.time())
         found = []
         for counter in counters:
@@ -107,6 +102,18 @@ class Deployment(Instance):
         if not path.exists() or self.pid_of(part) == old_pid:
             return False
         return part != "ledger" or running(self.home) is not None
+
+
+def beside(ask: Callable[[], list[dict[str, Any]]], read: Callable[[], Found]) -> tuple[list[dict[str, Any]], Found]:
+    """The counters that `ask` returns, and what `read` returns, as of the same moment.
+
+    A correction by attribution that came between the two would be in one of them only.
+    """
+    for _ in range(READINGS_MAX):
+        counters, found = ask(), read()
+        if _held_and_spent(counters) == _held_and_spent(ask()):
+            break
+    return counters, found
 
 
 def _held_and_spent(counters: list[dict[str, Any]]) -> list[tuple[int, int]]:

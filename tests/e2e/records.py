@@ -1,10 +1,11 @@
 """Records: what the ledger says of requests that are over, and what is wrong with that."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 from ledger.client import LedgerClient
+from tests.e2e.deployment import beside
 from tests.load.accounts import CHARGES_SQL, agreement, window_start_s
 
 _USAGE_SQL = """
@@ -63,9 +64,9 @@ def expired_amounts(opened_row: dict[str, Any]) -> dict[tuple[str, ...], int]:
     return {key: 0 if key[-1] == "concurrency" else amount for key, amount in amounts(opened_row).items()}
 
 
-def counter_faults(ledger: LedgerClient, counters: Sequence[dict[str, Any]], now_s: int) -> list[str]:
-    """Where the counters of a book at rest and the ledger's sums of charges differ, in either direction."""
-    charges = ledger.rows(CHARGES_SQL)
+def counter_faults(ledger: LedgerClient, ask: Callable[[], list[dict[str, Any]]], now_s: int) -> list[str]:
+    """Where the counters of a book without open requests and the ledger's sums of charges differ, either way."""
+    counters, charges = beside(ask, lambda: _charges(ledger))
     faults = [f"{check}" for check in agreement(counters, charges, now_s) if not check.agrees]
     faults += [f"{counter['budget']} holds {counter['held']}" for counter in counters if counter["held"]]
     windows = {counter["budget"]: counter["window"] for counter in counters}
@@ -76,3 +77,8 @@ def counter_faults(ledger: LedgerClient, counters: Sequence[dict[str, Any]], now
         if counts and (row["budget"], row["counter"]) not in live:
             faults.append(f"charged, but not counted: {row}")
     return faults
+
+
+def _charges(ledger: LedgerClient) -> list[dict[str, Any]]:
+    ledger.flush()
+    return ledger.rows(CHARGES_SQL)

@@ -128,7 +128,7 @@ async def test_no_budget_is_overspent_no_hold_leaks_and_each_request_has_one_row
         assert {rows[fate.request_id]["certainty"] for fate in admitted} == {"exact"}
         assert {rows[fate.request_id]["status"] for fate in refused} == {"refused"}
         assert records.ledger_faults(ledger) == []
-        assert records.counter_faults(ledger, instance.counters(), int(time.time())) == []
+        assert records.counter_faults(ledger, instance.counters, int(time.time())) == []
 
 
 @pytest.mark.usefixtures("away_from_midnight")
@@ -171,4 +171,4 @@ async def test_a_kill_in_the_middle_loses_nothing_and_doubles_nothing(tmp_path: 
         charged = {row["hold_id"]: records.amounts(row) for row in expired}
         assert charged == {hold_id: records.expired_amounts(holds[hold_id]) for hold_id in charged}
         assert records.ledger_faults(ledger) == []
-        assert records.counter_faults(ledger, instance.counters(), int(time.time())) == []
+        assert records.counter_faults(ledger, instance.counters, int(time.time())) == []
