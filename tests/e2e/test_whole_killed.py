@@ -162,6 +162,7 @@ async def test_killed_whole_under_load_nothing_is_overspent_leaked_lost_or_doubl
         rows = {row["request_id"]: row for row in records.usage(ledger)}
         assert records.ledger_faults(ledger) == []
         assert records.counter_faults(ledger, deployment.counters, int(time.time())) == []
+        counters = deployment.counters()
         opened = records.opened(ledger)
     assert sorted(row["hold_id"] for row in rows.values() if row["hold_id"]) == sorted(opened)
     assert load.answered.keys() - rows.keys() == set()
