@@ -1,6 +1,6 @@
 """`python -m bench.ranking`: whether the simulator ranks configurations as a real vLLM does.
 
-Each configuration is started, measured and stopped, about 50 s each. The simulation knows only a calibration of the
+Each configuration is started, measured and stopped, about a minute each. The simulation knows only a calibration of the
 default one, from `python -m bench.accuracy`. What was found goes into `build/accuracy.json` and `docs/accuracy.md`.
 """
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .eviction.port import EvictionPolicy
 
 
-class Offloaded(CachePolicy):  # type: ignore[misc]
+class Offloaded(CachePolicy):  # type: ignore[misc]  # vLLM is in an environment of its own
     """The chunks in the CPU's memory, given up in the order of an eviction policy.
 
     vLLM pins a chunk while it is written or read, and tells of a request's uses when the request has ended. To the

@@ -29,7 +29,7 @@ def internal_name(request_id: str) -> str:
     return sent_id(request_id, internal=True)
 
 
-class Metering(Scheduler):  # type: ignore[misc]
+class Metering(Scheduler):  # type: ignore[misc]  # vLLM is in an environment of its own
     """vLLM's scheduler with a meter at its side; whatever goes wrong with the meter, the scheduler goes on without."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -129,15 +129,15 @@ class Metering(Scheduler):  # type: ignore[misc]
         refuse(getattr(self, "_source", "engine-0"), {"engine": f"vllm {__version__}"}, reason)
 
 
-class MeteredDiffusion(Metering, DiffusionScheduler):  # type: ignore[misc]
+class MeteredDiffusion(Metering, DiffusionScheduler):  # type: ignore[misc]  # vLLM is in an environment of its own
     """The scheduler of a diffusion model, which says that it cannot be metered."""
 
 
-class MeteredAsyncDiffusion(Metering, DiffusionAsyncScheduler):  # type: ignore[misc]
+class MeteredAsyncDiffusion(Metering, DiffusionAsyncScheduler):  # type: ignore[misc]  # vLLM is in an environment of its own
     """The same, where steps are scheduled ahead."""
 
 
-class MeteredScheduler(Metering, AsyncScheduler):  # type: ignore[misc]
+class MeteredScheduler(Metering, AsyncScheduler):  # type: ignore[misc]  # vLLM is in an environment of its own
     """The metered scheduler of the kind that the configuration asks for: asynchronous, or not, or of diffusion."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:

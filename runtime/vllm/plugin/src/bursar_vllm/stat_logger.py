@@ -11,7 +11,7 @@ from .request_id import sent_id
 from .session import open_writer, refuse
 
 
-class BursarStatLogger(StatLoggerBase):  # type: ignore[misc]
+class BursarStatLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM is in an environment of its own
     """Writes a line for each finished request; vLLM lists no aborted one. One for each engine and front end."""
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
