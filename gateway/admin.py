@@ -228,11 +228,14 @@ async def healthz() -> dict[str, str]:
 @router.get("/admin/budgets")
 async def budgets(plane: Plane, actor: Actor, budget: str | None = None) -> dict[str, Any]:
     """Every budget with its live counters, or one."""
-    book, now_s = plane.of.book, plane.of.now_us() // US
+    book = plane.of.book
     configured = [views.budget_view(each) for each in book.budgets.values() if budget in (None, each.id)]
     if budget is not None and not configured:
         raise Refused(errors.malformed(f"There is no budget {budget!r}.", "budget"))
-    return {"shared": book.is_shared, "budgets": configured, "counters": views.book_view(book, now_s, budget)}
+    is_current = await plane.of.look(views.live_counters(book, plane.of.now_us() // US, budget))
+    now_s = plane.of.now_us() // US
+    counters = [views.counter_view(each, now_s) for each in views.live_counters(book, now_s, budget)]
+    return {"shared": book.is_shared, "is_current": is_current, "budgets": configured, "counters": counters}
 
 
 @router.get("/admin/holds")

@@ -1,7 +1,7 @@
 """Governance: the parts of one gateway worker that every request passes, held together for the flow."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from gateway.risks import RISK_LEVEL, Risks, names_of
 from gateway.waiting import Waiting
 from gateway.webhooks import Webhooks
 from ledger.book import Book, Crossing, Headroom, Settlement
+from ledger.counters import Counter
 from ledger.journal import Journal, JournalError, JournalFull
 from ledger.lease_keeper import LeaseKeeper
 from ledger.sequences import Sequences
@@ -79,6 +80,10 @@ class Governance:
             catalogue.env_name,
             catalogue.freeze,
         )
+
+    async def look(self, counters: Collection[Counter]) -> bool:
+        """Learn what other replicas have of some counters; whether what is known of all of them is as of now."""
+        return self.keeper is None or await self.keeper.look(counters)
 
     def has_room(self) -> bool:
         """Whether the journal keeps room for the settlement of every open hold and of one more."""

@@ -5,7 +5,7 @@ its part is 0 and says so, and a policy that would go on without it can tell by 
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,7 +16,6 @@ from ledger.book import Book, Route
 from ledger.budgets import Subject
 from ledger.client import LedgerClient, LedgerUnavailable, QueryFailed
 from ledger.counters import Counter
-from ledger.lease_keeper import LeaseKeeper
 from ledger.slo import Measured, Objective, Status
 from policy.risk import APP, TEAM, Tracker
 from policy.risk import Scope as RiskScope
@@ -122,13 +121,13 @@ class Headroom:
 class Headrooms:
     """Gathers the headroom of scopes from one worker's book, its ledger and its risk scores.
 
-    `principals` are those that have a key; `models` and `objectives` are those in force. `risk_of` tells of a scope's
-    risk.
+    `principals` are those that have a key; `models` and `objectives` are those in force. `look` learns
+    what other replicas have of counters, and `risk_of` tells of a scope's risk.
     """
 
     book: Book
     now_us: Callable[[], int]
-    keeper: LeaseKeeper | None
+    look: Callable[[Collection[Counter]], Awaitable[bool]]
     principals: Callable[[], Iterable[Principal]]
     models: Callable[[], Collection[str]]
     objectives: Callable[[], Sequence[Objective]]
@@ -147,7 +146,9 @@ class Headrooms:
         async with self._turns:
             statuses, trouble = await asyncio.to_thread(self._measured, binding, self.now_us() // US + 1)
         subject = Subject(scope.org, scope.team, scope.app, user="", key="", run="", model=scope.model, runtime="")
-        is_fresh = self.keeper is None or await self.keeper.look(self.book.route(subject, self.now_us() // US))
+        route = self.book.route(subject, self.now_us() // US)
+        hard = [counter for counter, _, is_hard in route.counters if is_hard]
+        is_fresh = await self.look(hard)
         now_s = self.now_us() // US
         return Headroom(
             scope,

@@ -93,7 +93,7 @@ def _admin_plane(parts: Parts, verifier: Verifier, find_ledger: Callable[[], Led
     headrooms = Headrooms(
         book=of.book,
         now_us=of.now_us,
-        keeper=of.keeper,
+        look=of.look,
         principals=lambda: (key.principal for key in parts.keys.list() if key.kind == "app"),
         models=lambda: of.catalogue.offers,
         objectives=lambda: [slo.target for slo in parts.loaded().config.slos],

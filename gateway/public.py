@@ -200,7 +200,10 @@ async def budgets(plane: Plane, principal: Caller) -> dict[str, Any]:
     """The counters that the caller's requests fall on."""
     of = plane.of
     runtimes = {offer.model: [client.spec.id for client in offer.runtimes] for offer in of.catalogue.offers.values()}
-    return {"object": "list", "data": views.own_view(of.book, principal, runtimes, of.now_us() // US)}
+    is_current = await of.look(views.own_counters(of.book, principal, runtimes, of.now_us() // US))
+    now_s = of.now_us() // US
+    counters = views.own_counters(of.book, principal, runtimes, now_s)
+    return {"object": "list", "is_current": is_current, "data": [views.counter_view(each, now_s) for each in counters]}
 
 
 @router.get("/v1/usage/{request_id}")

@@ -38,13 +38,12 @@ def counter_view(counter: Counter, now_s: int) -> dict[str, Any]:
     }
 
 
-def book_view(book: Book, now_s: int, budget: str | None = None) -> list[dict[str, Any]]:
+def live_counters(book: Book, now_s: int, budget: str | None = None) -> list[Counter]:
     """The live counters, of one budget or of all, bounded."""
-    counters = [counter for counter in book.counters(now_s) if budget in (None, counter.budget.id)]
-    return [counter_view(counter, now_s) for counter in counters[:COUNTERS_SHOWN_MAX]]
+    return [counter for counter in book.counters(now_s) if budget in (None, counter.budget.id)][:COUNTERS_SHOWN_MAX]
 
 
-def own_view(book: Book, principal: Principal, models: dict[str, list[str]], now_s: int) -> list[dict[str, Any]]:
+def own_counters(book: Book, principal: Principal, models: dict[str, list[str]], now_s: int) -> list[Counter]:
     """The counters that a caller's requests fall on, over the models and runtimes offered."""
     seen: dict[tuple[str, str], Counter] = {}
     for model, runtimes in models.items():
@@ -52,7 +51,7 @@ def own_view(book: Book, principal: Principal, models: dict[str, list[str]], now
             subject = Subject(*principal[:5], run="", model=model, runtime=runtime)
             for counter, _, _ in book.route(subject, now_s).counters:
                 seen[counter.budget.id, counter.name] = counter
-    return [counter_view(counter, now_s) for counter in seen.values()]
+    return list(seen.values())
 
 
 def remaining(book: Book, now_s: int) -> list[tuple[str, int]]:

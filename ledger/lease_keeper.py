@@ -8,7 +8,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,6 +20,7 @@ from redis.exceptions import ResponseError
 from domain.amounts import Amounts
 from domain.tasks import AGAIN_S, end
 from ledger.book import Book, Crossing, Route
+from ledger.counters import Counter
 from ledger.exchange_lines import tag_of
 from ledger.holds import Demand
 from ledger.leases import Leases
@@ -27,7 +28,7 @@ from ledger.shard_names import NAMES, SHARED, learn_names, name_all, name_shard,
 from ledger.shards import BadReply, Shard, channel
 from ledger.shared_grants import GRANTS, share_grants
 from ledger.shared_store import CONNECTIONS_MAX, FAULTS, ServerClock, keeps_all, ticks_us
-from ledger.shares import UNSEEN, Share
+from ledger.shares import Share
 
 SCRIPT = (Path(__file__).parent / "lua" / "exchange.lua").read_text(encoding="utf-8")
 TICK_S = 0.25
@@ -38,7 +39,8 @@ FETCH_S = 0.5
 DRY_S = 0.05
 WAITING_MAX = 4_096
 FAILURES_MAX = 2
-NOTHING = Demand(Amounts(), Amounts(), 0, 0)
+_NOTHING = Demand(Amounts(), Amounts(), 0, 0)
+_NOWHERE = Route(())
 PAUSE_S_MAX = 2.0
 DRY_MAX = 10_000
 REASON_MAX = 300
@@ -137,22 +139,21 @@ class LeaseKeeper:
                 self.leases.due(share.counter, is_urgent=True)
         return Fetched.READY
 
-    async def look(self, route: Route, timeout_s: float = FETCH_S) -> bool:
-        """Ask what all others have of the hard counters of a route; whether that is known as of now."""
+    async def look(self, counters: Collection[Counter], timeout_s: float = FETCH_S) -> bool:
+        """Ask what all others have of some counters; whether that is known as of now."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + timeout_s
-        while not self.book.is_away and len(self._waiting) < WAITING_MAX:
-            self.leases.want(route, NOTHING)
-            shares = [self.leases.due(counter, is_urgent=True) for counter, _, hard in route.counters if hard]
-            if not shares or self._are_failing(shares):
-                return not shares
-            await self._next_round(route, NOTHING, deadline_s - loop.time())
-            # Requests that wait for the same counters ask anew at any time, and then this does too.
-            if all(share.is_known and share.recall != UNSEEN for share in shares):
-                return True
-            if loop.time() >= deadline_s:
+        built = self.leases.built
+        while counters and not self.book.is_away and len(self._waiting) < WAITING_MAX:
+            shares = [self.leases.due(counter, is_urgent=True) for counter in counters]
+            if self._are_failing(shares):
                 break
-        return False
+            await self._next_round(_NOWHERE, _NOTHING, deadline_s - loop.time())
+            if all(share.seen_by > built for share in shares):
+                return True
+            if loop.time() >= deadline_s or not self._are_open(shares):
+                break
+        return not counters
 
     async def close(self) -> None:
         """Tell what there is to tell a last time, as far as that goes at once, and close the connections."""

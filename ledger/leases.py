@@ -50,7 +50,7 @@ class Leases:
         self.shards: dict[str, Shard] = {}
         self._nonce = nonce
         self._horizon_s = horizon_s
-        self._count = 0
+        self.built = 0
         self._shares: dict[str, Share] = {}
         self._looked_at_s = 0.0
         self._looking: Iterator[str] = iter(())
@@ -122,8 +122,8 @@ class Leases:
             lines.append(line)
             returns |= gave
         shard.told_at_s, shard.is_urgent = at_s, False
-        self._count += 1
-        serial = f"{self._count}:{self._nonce}"
+        self.built += 1
+        serial = f"{self.built}:{self._nonce}"
         ask = {
             "replica": self.replica,
             "epoch": shard.epoch,
@@ -143,7 +143,7 @@ class Leases:
         at = f"bursar:{{{shard.tag}}}"
         mine = f"{at}:replica:{self.replica}"
         keys = [f"{at}:state", mine, f"{mine}:answer", *(f"{at}:counter:{name}" for name in names)]
-        shard.in_flight = Exchange(keys, orjson.dumps(ask), serial, names, told, is_join, is_last)
+        shard.in_flight = Exchange(self.built, keys, orjson.dumps(ask), serial, names, told, is_join, is_last)
         return shard.in_flight
 
     def apply(self, shard: Shard, reply: Sequence[bytes], now_s: int) -> list[Crossing]:
@@ -335,10 +335,8 @@ class Leases:
                 self.due(counter, is_urgent=True)
             # Before all have joined the store knows a part of them, and under a larger limit they may have more by now.
             is_all = is_summed and counter.limit >= told.limit
-            known, found = counter.spent_elsewhere + counter.held_elsewhere, spent_elsewhere + held_elsewhere
-            if cell is counter.cell and (is_all or found > known):
-                counter.spent_elsewhere, counter.held_elsewhere = spent_elsewhere, held_elsewhere
-                counter.stranded = stranded
+            if cell is counter.cell:
+                share.see((spent_elsewhere, held_elsewhere, stranded), exchange.number, is_all=is_all)
             if is_summed and (cell is counter.cell or counter.budget.window.kind == "rolling"):
                 crossings += _crossed(counter, spent_elsewhere + before, spent_elsewhere + after)
             counter.refit()

@@ -32,6 +32,7 @@ class Told(NamedTuple):
 class Exchange(NamedTuple):
     """One exchange, kept as it is until it is answered; `told` has None for a counter that is given up."""
 
+    number: int
     keys: list[str]
     payload: bytes
     serial: str

@@ -15,7 +15,8 @@ class Share:
     `is_known` once the store was told all cells. Of what is asked for, `recall` is the last recall before it (UNSEEN
     until that is known), `pending` how many others have not answered the one since, and `is_short` that it is not all
     here. `target` is what should lie ready, `needed` the most that was asked for at once while it is in use. `leased`
-    is what the store has as the lease, which a limit that fell may have cut here.
+    is what the store has as the lease, which a limit that fell may have cut here. `seen_by` is the number of the last
+    exchange whose answer said what all others have.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Share:
     pending: int = 0
     is_short: bool = False
     leased: int = 0
+    seen_by: int = 0
     target: int = 0
     needed: int = 0
     rate_per_s: float = 0.0
@@ -48,6 +50,14 @@ class Share:
     def is_low(self) -> bool:
         """Whether half of what should lie ready is used up."""
         return 2 * max(0, self.counter.room) < self.target
+
+    def see(self, elsewhere: tuple[int, int, int], number: int, *, is_all: bool) -> None:
+        """Take what others have spent, hold and left stranded; what is only a part of it, where more is known by it."""
+        counter, (spent, held, _) = self.counter, elsewhere
+        if is_all:
+            self.seen_by = number
+        if is_all or spent + held > counter.spent_elsewhere + counter.held_elsewhere:
+            counter.spent_elsewhere, counter.held_elsewhere, counter.stranded = elsewhere
 
     def ask_anew(self) -> None:
         """Forget what was answered to another request."""

@@ -106,9 +106,11 @@ def _seen(home: Home, config: Path, budget: str | None) -> dict[str, Any]:
     seen = {"counters": []}
     for replica in replicas(home, config):
         with opened(home, config, replica) as (book, _):
-            seen["shared"] = book.is_shared
+            seen |= {"shared": book.is_shared, "is_current": not book.is_shared}
             seen["budgets"] = [views.budget_view(each) for each in book.budgets.values() if budget in (None, each.id)]
-            for counter in views.book_view(book, system_now_us() // 1_000_000, budget):
+            now_s = system_now_us() // 1_000_000
+            for each in views.live_counters(book, now_s, budget):
+                counter = views.counter_view(each, now_s)
                 seen["counters"].append({**counter, **_UNKNOWN, "replica": replica} if book.is_shared else counter)
     return seen
 
@@ -126,3 +128,7 @@ def _print(seen: dict[str, Any], *, as_json: bool) -> None:
     print_rows("Counters", seen["counters"], ("replica", *columns) if is_offline else columns, as_json=False)
     if is_offline:
         console().print("No gateway runs here: what others have of the shared book, and so what is left, is not known.")
+    elif not seen["is_current"]:
+        console().print(
+            "The shared book cannot be asked: what others have of it is what they had when it last answered."
+        )

@@ -34,7 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def show(home: Path, window: str, patch: pytest.MonkeyPatch, *options: str) -> str:
     known = {"id": "gpu", "owner": "o", "scope": {}, "resource": "gpu_us", "limit": 1_000, "window": window}
-    seen = {"shared": False, "budgets": [{**known, "mode": "hard"}], "counters": []}
+    seen = {"shared": False, "is_current": True, "budgets": [{**known, "mode": "hard"}], "counters": []}
     patch.setattr(budgets, "_seen", lambda home, config, budget: seen)
     return ran(DONE, "budget", "show", "gpu", *options, home=home).stdout
 

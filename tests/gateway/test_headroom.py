@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from hypothesis import given
@@ -45,6 +46,7 @@ from tests.policy.scorings import scoring
 NOW_S = 1_773_146_000
 US = 1_000_000
 APP = Scope("acme", "search", "chat")
+ALONE = AsyncMock(return_value=True)
 NO_ROOM = ("budget", "risk", "error_budget")
 
 
@@ -284,12 +286,15 @@ class Ledger:
 
 
 def gatherer(
-    ledger: Any, objectives: Sequence[Objective], level: str | None = "normal", keeper: Any = None
+    ledger: Any,
+    objectives: Sequence[Objective],
+    level: str | None = "normal",
+    look: AsyncMock = ALONE,
 ) -> Headrooms:
     return Headrooms(
         Book([budget("team", team="search")], NOW_S),
         lambda: NOW_S * US,
-        keeper,
+        look,
         lambda: PRINCIPALS,
         lambda: {"small"},
         lambda: objectives,
@@ -370,15 +375,9 @@ def test_risk_that_cannot_be_told_is_no_room() -> None:
 
 @pytest.mark.parametrize("is_known", [True, False])
 async def test_a_shared_book_is_asked_what_others_have(is_known: bool) -> None:
-    looked: list[Route] = []
-
-    class Keeper:
-        async def look(self, route: Route) -> bool:
-            looked.append(route)
-            return is_known
-
-    found = await gatherer(Ledger(Counts(1, 1)), [], keeper=Keeper()).answer(team="search")
-    assert [counter.name for counter, _, _ in looked[0].counters] == ["team=search"]
+    look = AsyncMock(return_value=is_known)
+    found = await gatherer(Ledger(Counts(1, 1)), [], look=look).answer(team="search")
+    assert [counter.name for counter in look.await_args_list[0].args[0]] == ["team=search"]
     assert (found["headroom"]["budget"], found["known"]) == (FULL * is_known, is_known)
 
 

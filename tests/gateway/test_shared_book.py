@@ -59,7 +59,7 @@ class Replica:
     def chat(self, secret: str, **body: Any) -> httpx.Response:
         """A small request."""
         asked = {"model": "plain", "messages": HELLO, "max_tokens": OUTPUT_TOKENS, **body}
-        return self.client.post("/v1/chat/completions", json=asked, headers={"authorization": f"Bearer {secret}"})
+        return self.client.post("/v1/chat/completions", json=asked, headers=bearer(secret))
 
     def counters(self, budget: str) -> list[dict[str, Any]]:
         """The counters of a budget, as operators see them here."""
@@ -88,6 +88,10 @@ class Replica:
     def _runs(self, path: Path) -> bool:
         assert self.process.poll() is None, self.log.read_text()
         return path.exists() and json.loads(path.read_text())["pid"] == self.process.pid
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret}"}
 
 
 def configured(folder: Path, fake_url: str, server: RedisServer, **book: Any) -> Path:
@@ -136,6 +140,9 @@ def test_an_application_has_one_limit_and_one_key_at_both(home: Path) -> None:
         for each in (first, second):
             error = error_of(each.chat(secret), 429, "insufficient_quota")
             assert error["bursar"]["budget"] == "few-requests"
+        own = second.client.get("/v1/budgets", headers=bearer(secret)).raise_for_status().json()
+        assert own["is_current"] is True
+        assert [each["remaining"] for each in own["data"] if each["budget"] == "few-requests"] == [0]
         seen = [(c["spent"], c["spent_elsewhere"]) for r in (first, second) for c in r.counters("few-requests")]
         assert sorted(map(sum, seen)) == [4, 4]
         shown = {line.split(" ")[0] for line in first.client.get("/metrics").text.splitlines()}
@@ -158,6 +165,8 @@ def test_a_stream_is_refused_by_name_when_redis_is_away_and_the_lease_is_used_up
         assert first.chat(secret).status_code == 200
         server.kill()
         until(lambda: first.is_away() and second.is_away(), "both notice")
+        for book in (first.admin.get("/admin/budgets"), first.client.get("/v1/budgets", headers=bearer(secret))):
+            assert book.raise_for_status().json()["is_current"] is False
         answers = [first.chat(secret, stream=True) for _ in range(10)]
         refused = [answer for answer in answers if answer.status_code != 200]
         assert refused, "a lease has at most what the budget has left"
@@ -181,7 +190,7 @@ def test_what_a_dead_replica_had_is_listed_apart_until_it_is_back(home: Path, se
             "POST",
             "/v1/chat/completions",
             json={"model": "plain", "messages": HELLO, "max_tokens": OUTPUT_TOKENS, **slow},
-            headers={"authorization": f"Bearer {secret}"},
+            headers=bearer(secret),
         ):
             until(lambda: any(c["held_elsewhere"] for c in first.counters("few-requests")), "the first knows of it")
             second.stop(signal.SIGKILL)
