@@ -47,7 +47,7 @@ class Accounts:
                 counter.tenure = self._tenure(budget)
                 counter.configure(budget, self._grants_on(budget.id, counter.name), now_s)
                 self._counters[budget.id][counter.name] = counter
-            elif counter.held or any(cell.spent for cell in counter.cells):
+            elif counter.holds or any(cell.spent for cell in counter.cells):
                 self._retire(counter, now_s)
 
     def counter(self, budget: Budget, name: str, now_s: int) -> Counter:
@@ -133,6 +133,7 @@ class Accounts:
         cell = counter.cell_at(charge.window_start_s)
         cell.held += charge.amount
         counter.held += charge.amount
+        counter.holds += 1
         counter.turn(now_s)
         return Line(counter, cell, charge.amount)
 

@@ -210,6 +210,7 @@ class Book:
             cell = counter.cell
             cell.held += amount
             counter.held += amount
+            counter.holds += 1
             lines.append(Line(counter, cell, amount))
             if is_shared and not counter.is_touched:
                 self.touch(counter)

@@ -57,8 +57,8 @@ class Counter:
     """The cells of one counter that still count, with their sums, and the one that is charged now.
 
     Time is passed in and only ever moves forward. Cells are ordered by when they stop to count. `limit` is what all may
-    spend; `ceiling` is what may be spent and held here, which is the same unless the book is shared. Then
-    `…_elsewhere` is what other replicas had when the store was last asked.
+    spend, and `holds` how many are open, of nothing too. `ceiling` is what may be spent and held here: the limit, or in
+    a shared book the lease. There `…_elsewhere` is what other replicas had when the store was last asked.
     """
 
     budget: Budget
@@ -67,6 +67,7 @@ class Counter:
     cell: Cell = field(default_factory=lambda: _NO_CELL)
     spent: int = 0
     held: int = 0
+    holds: int = 0
     limit: int = 0
     ceiling: int = 0
     spent_elsewhere: int = 0
@@ -154,7 +155,8 @@ class Counter:
             self.ceiling = FOREVER_S if self.tenure is Tenure.OPEN else -FOREVER_S
 
     def end(self, cell: Cell, held: int, spent: int) -> None:
-        """Take what was held off a cell and put what was spent onto it."""
+        """End one hold: take what was held off a cell and put what was spent onto it."""
+        self.holds -= 1
         cell.held -= held
         cell.spent += spent
         if cell.live:
@@ -190,9 +192,10 @@ class Counter:
 
     @property
     def is_idle(self) -> bool:
-        """Whether forgetting this counter loses nothing: nothing held, leased or spent that still counts."""
-        # Sums can be nothing where cells are not: a correction takes from one what another still has.
-        return not self.held and not self.grants and not any(cell.spent or cell.lease for cell in self.cells)
+        """Whether forgetting this counter loses nothing: no open hold, nothing leased or spent that still counts."""
+        # Sums can be nothing where cells are not: a correction takes from one what another still has. And a hold of
+        # nothing may end with something.
+        return not self.holds and not self.grants and not any(cell.spent or cell.lease for cell in self.cells)
 
     def resets_at_s(self, needed: int) -> int | None:
         """The Unix second at which `needed` would fit if nothing else were spent; None where waiting does not help."""

@@ -96,9 +96,9 @@ class BookAndModel(RuleBasedStateMachine):
         self.settle(self.open_hold(which), parts, turn)
 
     def settle(self, hold_id: str, parts: list[int], turn: str) -> None:
-        """End a hold with these percentages of what it held."""
+        """End a hold with these percentages of what it held; above 100 something also where it held nothing."""
         demand, cap = self.demands[hold_id]
-        actual = Amounts(*(needed(demand, i, cap) * part // 100 for i, part in enumerate(parts)))
+        actual = Amounts(*(needed(demand, i, cap) * part // 100 + (part > 100) for i, part in enumerate(parts)))
         lines = [replace(line, amount=actual[RESOURCE_INDEX[line.resource]]) for line in self.model.holds[hold_id]]
         over = [
             (line.budget, line.counter, line.resource, line.amount - held.amount)

@@ -192,6 +192,27 @@ def test_counters_of_values_that_are_gone_are_forgotten() -> None:
     assert isinstance(held, Hold)
 
 
+def test_what_a_hold_of_nothing_ends_with_is_counted() -> None:
+    per_run = replace(budget("rolling:60s"), scope=(("run", "*"),))
+    book = Book([per_run], NOON_S)
+    held = try_to_hold(book, 0, NOON_S, ANYONE._replace(run="r"))
+    assert isinstance(held, Hold)
+    book.counters(NOON_S + 2)
+    book.settle(held.hold_id, Amounts(tokens=30), (NOON_S + 2) * US)
+    assert [counter.spent for counter in book.counters(NOON_S + 2)] == [30]
+    assert not book.counters(NOON_S + 3_600)
+
+
+def test_what_a_hold_of_nothing_ends_with_is_kept_while_its_budget_is_gone() -> None:
+    book = Book([budget("total")], NOON_S)
+    held = try_to_hold(book, 0, NOON_S)
+    assert isinstance(held, Hold)
+    book.configure([], NOON_S)
+    book.settle(held.hold_id, Amounts(tokens=30), NOON_S * US)
+    book.configure([budget("total")], NOON_S)
+    assert only(book, NOON_S).spent == 30
+
+
 def test_idle_counters_without_a_window_do_not_pile_up() -> None:
     slots = replace(budget("total", resource="concurrency"), scope=(("run", "*"),))
     book = Book([slots], NOON_S)
