@@ -109,27 +109,28 @@ class Accounts:
         self.grants = {key: grant for key, grant in self.grants.items() if grant.expires_at_s > now_s}
         return dropped
 
-    def level_of(self, charge: Charge, now_s: int) -> int:
-        """How bad it is now with the counter in force that a charge is of; 0 where there is none."""
-        counter = self.find(charge.budget, charge.counter)
-        if counter is None:
-            return 0
+    def counter_of(self, charge: Charge, now_s: int) -> Counter | None:
+        """The counter in force on which a charge still counts now, made when there is none yet."""
+        budget = self._home_of(charge.budget, charge.resource, charge.counter)
+        if budget is None or budget.window.cell_gone_s(charge.window_start_s) <= now_s:
+            return None
+        counter = self.counter(budget, charge.counter, now_s)
         counter.turn(now_s)
-        return counter.level
+        return counter
 
     def restore_spent(self, charge: Charge, now_s: int) -> None:
         """Put back one charge of a rebuilt book, unless its window no longer counts."""
         budget = self._home_of(charge.budget, charge.resource, charge.counter)
         if budget is not None and budget.window.cell_gone_s(charge.window_start_s) <= now_s:
             return
-        counter = self._counter_of(charge, now_s)
+        counter = self._kept_for(charge, now_s)
         counter.cell_at(charge.window_start_s).spent += charge.amount
         counter.spent += charge.amount
         counter.turn(now_s)
 
     def restore_held(self, charge: Charge, now_s: int) -> Line:
         """Put back one line of a hold of a rebuilt book."""
-        counter = self._counter_of(charge, now_s)
+        counter = self._kept_for(charge, now_s)
         cell = counter.cell_at(charge.window_start_s)
         cell.held += charge.amount
         counter.held += charge.amount
@@ -158,7 +159,7 @@ class Accounts:
         budget = self.budgets.get(budget_id)
         return budget if budget is not None and budget.counts(resource, name) else None
 
-    def _counter_of(self, charge: Charge, now_s: int) -> Counter:
+    def _kept_for(self, charge: Charge, now_s: int) -> Counter:
         budget = self._home_of(charge.budget, charge.resource, charge.counter)
         if budget is not None:
             return self.counter(budget, charge.counter, now_s)

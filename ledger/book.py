@@ -274,9 +274,9 @@ class Book:
         """
         crossings, now_s = [], self._latest(now_s)
         for charge in charges:
-            before = self._accounts.level_of(charge, now_s)
+            counter = self._accounts.counter_of(charge, now_s)
+            before = counter.level if counter is not None else 0
             self._accounts.restore_spent(charge, now_s)
-            counter = self._accounts.find(charge.budget, charge.counter)
             if counter is not None:
                 self.touch(counter)
                 if counter.level > before and not self.is_shared:

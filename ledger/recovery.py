@@ -97,11 +97,13 @@ def rebuild(
 def _told_s(kind: str, body: dict[str, Any]) -> int:
     """The time that the book had when a record was made, or 0.
 
-    A clock that was set back before the restart must not open windows again that the old book had left.
+    A clock that was set back before the restart must not open windows again that the old book had left, nor leave one
+    that it had not: to void and to renew a hold does not tell the book the time.
     """
     if kind == SNAPSHOT:
         return int(body.get("now_s", 0))
-    return int(body["ts_us"]) // MILLION if kind in ("hold", "usage") else 0
+    is_told = kind == "usage" or (kind == "hold" and body["action"] == "opened")
+    return int(body["ts_us"]) // MILLION if is_told else 0
 
 
 def restore_spent(book: Book, charges: Iterable[Charge], now_s: int) -> None:

@@ -374,6 +374,23 @@ def test_the_model_knows_its_own_names() -> None:
         assert budget.counter_of(search) == name
 
 
+@pytest.mark.parametrize("move", ["void", "renew"])
+def test_a_rebuilt_book_is_at_the_time_that_the_old_one_was_told(move: str) -> None:
+    """To void or renew a hold tells no time, though its record has one."""
+    asked = Demand(Amounts(tokens=5), Amounts(), 0, 0), "no"
+    subject = Subject("acme", "search", "web", "", "k1", "", "small", "sim")
+    it = BookAndModel()
+    it.begin((Budget("b0", "o", (), "tokens", 1_000, parse_window("rolling:60s")),))
+    it.hold(subject, *asked)
+    it.pass_time(600, 0)
+    getattr(it, move)(0, "no")
+    it.pass_time(-4, 0)
+    it.hold(subject, *asked)
+    it.die_and_rebuild()
+    it.hold(subject, *asked)
+    it.both_agree()
+
+
 TestBookAndModel = BookAndModel.TestCase
 TestBookAndModel.settings = settings(
     max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]

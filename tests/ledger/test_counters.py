@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from domain.amounts import Amounts
+from domain.charges import Charge
 from ledger.accounts import IDLE_MAX
 from ledger.book import Book
 from ledger.budgets import Budget, Subject
@@ -190,6 +191,12 @@ def test_counters_of_values_that_are_gone_are_forgotten() -> None:
     held = try_to_hold(book, 1, NOON_S + 60, ANYONE._replace(run="run-7"))
     assert [counter.name for counter in book.counters(NOON_S + 60)] == ["run=run-7"]
     assert isinstance(held, Hold)
+
+
+def test_a_correction_of_what_nobody_has_used_yet_crosses_nothing_where_the_limit_is_nothing() -> None:
+    book = Book([budget("total", limit=0)], NOON_S)
+    assert book.adjust([Charge("b", "*", 0, "tokens", 5)], NOON_S) == []
+    assert only(book, NOON_S).spent == 5
 
 
 def test_what_a_hold_of_nothing_ends_with_is_counted() -> None:
