@@ -170,9 +170,9 @@ class Attributing:
             row = recent.get(request_id)
             if row is not None and not self.claims.has_claimed(request_id):
                 self._unheard.take(row, engines)
-        for runtime, request_id in self._unheard.never_computed(engines):
-            # Only of a runtime whose ids are those that Bursar sends is anything known by its silence.
-            if self.claims.tally(runtime).claimed_us and not self.claims.has_claimed(request_id):
+        named = [name for name in engines if self.claims.tally(name).claimed_us]
+        for runtime, request_id in self._unheard.never_computed(engines, named):
+            if not self.claims.has_claimed(request_id):
                 self.claims.take([Claim(runtime, nothing(request_id), "", engines[runtime].runtime.rate)])
 
     async def sampled(self) -> None:

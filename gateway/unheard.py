@@ -5,7 +5,7 @@ bound; the engine's telemetry, which names every request that it computes, shows
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -38,17 +38,19 @@ class Unheard:
         if len(settled) > UNHEARD_MAX:
             settled.popitem(last=False)
 
-    def never_computed(self, engines: Mapping[str, EngineAccounts]) -> list[tuple[str, str]]:
+    def never_computed(self, engines: Mapping[str, EngineAccounts], named: Container[str]) -> list[tuple[str, str]]:
         """The (runtime, request id) of those that took nothing, each once, and so many at once.
 
         That is known once every engine of the runtime has computed a step that began after the settlement, none of its
         telemetry is missing since, and none of them has the request. Where something is missing the charge stays.
+        `named` are the runtimes that have told of requests by Bursar's ids: the silence of others says nothing yet.
         """
         for runtime in self._settled.keys() - engines.keys():
             del self._settled[runtime]
         return [
             (runtime, request_id)
             for runtime, settled in self._settled.items()
+            if runtime in named
             for request_id in islice(_not_computed(settled, engines[runtime]), AT_ONCE)
         ]
 

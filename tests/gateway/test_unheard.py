@@ -19,11 +19,12 @@ async def test_of_thousands_so_many_are_told_at_once_and_the_rest_is_not_looked_
     row = {"runtime": "v", "certainty": "at_most", "gpu_us": 1}
     for number in range(UNHEARD_MAX):
         unheard.take({**row, "request_id": str(number), "ts_us": 2_000 + number}, at)
-    assert unheard.never_computed(at) == []
+    assert unheard.never_computed(at, at) == []
     told.step(3_001 + AT_ONCE, 3_002 + AT_ONCE, 5, 0, 0, [])
     await engines.poll(4_000)
-    found = [unheard.never_computed(at) for _ in range(5)]
+    assert unheard.never_computed(at, ()) == [], "an engine that goes by other ids tells nothing by its silence"
+    found = [unheard.never_computed(at, at) for _ in range(5)]
     assert [len(each) for each in found] == [AT_ONCE, AT_ONCE, AT_ONCE, 1, 0]
     assert found[0][0] == ("v", "0")
     assert len(unheard._settled["v"]) == UNHEARD_MAX - 3 * AT_ONCE - 1
-    assert (unheard.never_computed({}), unheard._settled) == ([], {}), "of a runtime that is gone nothing is kept"
+    assert (unheard.never_computed({}, ()), unheard._settled) == ([], {}), "of a runtime that is gone nothing is kept"
