@@ -128,7 +128,8 @@ def _print(seen: dict[str, Any], *, as_json: bool) -> None:
     print_rows("Counters", seen["counters"], ("replica", *columns) if is_offline else columns, as_json=False)
     if is_offline:
         console().print("No gateway runs here: what others have of the shared book, and so what is left, is not known.")
-    elif not seen["is_current"]:
+    elif seen["counters"] and not seen["is_current"]:
         console().print(
-            "The shared book cannot be asked: what others have of it is what they had when it last answered."
+            "What others have of the shared book is as it was last heard: Redis does not answer, or not all gateways "
+            "have reported to it."
         )

@@ -40,7 +40,7 @@ RUNTIME = {
     "sample_interval_s": 1,
     "sim": {"max_model_len": 512, "num_blocks": 40, "max_num_seqs": 12, "time_scale": 20},
 }
-# Its answers run out of blocks by themselves, however few clients this machine serves at once.
+# The request whose answers run out of blocks by themselves, however few clients this machine serves at once.
 CROWD = 2
 TIGHT_US = 300_000
 CONFIG = {

@@ -1,4 +1,4 @@
-"""`bursar budget show` of a budget that can be overshot: the most that was charged to it, by window."""
+"""`bursar budget show`: the most that was charged to a budget that can be overshot, and what is not known as of now."""
 
 import json
 from pathlib import Path
@@ -37,6 +37,30 @@ def show(home: Path, window: str, patch: pytest.MonkeyPatch, *options: str) -> s
     seen = {"shared": False, "is_current": True, "budgets": [{**known, "mode": "hard"}], "counters": []}
     patch.setattr(budgets, "_seen", lambda home, config, budget: seen)
     return ran(DONE, "budget", "show", "gpu", *options, home=home).stdout
+
+
+@pytest.mark.parametrize("is_current", [True, False])
+def test_it_says_where_what_others_have_is_not_as_of_now(
+    is_current: bool, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured = {
+        "id": "b",
+        "owner": "o",
+        "scope": {},
+        "resource": "tokens",
+        "limit": 9,
+        "window": "day",
+        "mode": "hard",
+    }
+    seen = {
+        "shared": True,
+        "is_current": is_current,
+        "budgets": [configured],
+        "counters": [{"budget": "b", "spent": 1}],
+    }
+    monkeypatch.setattr(budgets, "_seen", lambda home, config, budget: seen)
+    said = " ".join(ran(DONE, "budget", "show", "b", home=home).stdout.split())
+    assert ("not all gateways have reported" in said) is not is_current
 
 
 def test_peaks_are_shown_with_the_day_that_they_are_of(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from ledger.counters import Counter
 from ledger.holds import Hold
 from ledger.lease_keeper import US
-from tests.ledger.keepers import SUBJECT, Node, budget, nodes, until
+from tests.ledger.keepers import SUBJECT, Node, budget, node, nodes, until
 from tests.redis_server import RedisServer
 
 LIMIT = 1_000
@@ -67,6 +67,11 @@ async def test_while_redis_is_away_nothing_is_known(server: RedisServer) -> None
     async with nodes(server, 2, [budget("all", LIMIT)]) as (it, _):
         await it.proxy.change(freeze=True)
         assert not await it.keeper.look(counters(it), 0.5)
+
+
+async def test_while_not_all_have_reported_nothing_is_known_and_nobody_waits(server: RedisServer) -> None:
+    async with node(server, "a", 2, [budget("all", LIMIT)]) as it:
+        assert not await asyncio.wait_for(it.keeper.look(counters(it), 60.0), 30.0)
 
 
 async def test_what_others_spent_of_a_soft_budget_is_seen(server: RedisServer) -> None:
