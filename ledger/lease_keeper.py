@@ -5,7 +5,6 @@ Requests hold from leases and never wait for it unless a lease does not do. Whil
 """
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -24,25 +23,23 @@ from ledger.counters import Counter
 from ledger.exchange_lines import tag_of
 from ledger.holds import Demand
 from ledger.leases import Leases
-from ledger.shard_names import NAMES, SHARED, learn_names, name_all, name_shard, text
-from ledger.shards import BadReply, Shard, channel
+from ledger.recalls import hear_recalls
+from ledger.shard_names import NAMES, SHARED, learn_names, name_all, name_shard
+from ledger.shards import BadReply, Shard
 from ledger.shared_grants import GRANTS, share_grants
 from ledger.shared_store import CONNECTIONS_MAX, FAULTS, ServerClock, keeps_all, ticks_us
-from ledger.shares import Share
+from ledger.shares import Dry, Share
 
 SCRIPT = (Path(__file__).parent / "lua" / "exchange.lua").read_text(encoding="utf-8")
 TICK_S = 0.25
 BEAT_S = 4.0
 PROBE_S = 30.0
-SILENCE_S = 5.0
-FETCH_S = 0.5
-DRY_S = 0.05
+FETCH_S = 2.0
 WAITING_MAX = 4_096
 FAILURES_MAX = 2
 _NOTHING = Demand(Amounts(), Amounts(), 0, 0)
 _NOWHERE = Route(())
 PAUSE_S_MAX = 2.0
-DRY_MAX = 10_000
 REASON_MAX = 300
 _PAUSE_S = 0.05
 _EXCHANGES_MAX = 64
@@ -85,9 +82,9 @@ class LeaseKeeper:
     on_failing: Callable[[str, str], None] = field(default=lambda tag, reason: None)
     stats: KeeperStats = field(default_factory=KeeperStats)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
-    _returned: asyncio.Event = field(default_factory=asyncio.Event)
-    _waiting: dict[asyncio.Future[None], tuple[Route, Demand]] = field(default_factory=dict)
-    _dry: dict[str, float] = field(default_factory=dict)
+    _change_came: asyncio.Event = field(default_factory=asyncio.Event)
+    _waiting: dict[asyncio.Future[bool], tuple[Route, Demand]] = field(default_factory=dict)
+    _dry: Dry = field(default_factory=Dry)
     _failures_in_row: int = 0
     _beat_at_s: float = 0.0
     _probed_at_s: float = 0.0
@@ -98,7 +95,7 @@ class LeaseKeeper:
 
     async def run(self) -> None:
         """Exchange until cancelled: when requests wait, when leases are recalled, and each TICK_S."""
-        listening = asyncio.create_task(self._listen_forever())
+        listening = asyncio.create_task(hear_recalls(self.leases, self.listener, self._wake.set, self._changed))
         try:
             while True:
                 await self._next_turn()
@@ -117,27 +114,38 @@ class LeaseKeeper:
         lacking = self.leases.lacking(route, demand)
         if self.book.is_away or len(self._waiting) >= WAITING_MAX or self._are_failing(lacking):
             return Fetched.UNSURE
-        if self._is_dry(lacking) or _is_too_much(route, demand):
+        loop = asyncio.get_running_loop()
+        if self._dry.has_any(lacking, loop.time()) or _is_too_much(route, demand):
             return Fetched.SHORT
         self.stats.fetches += 1
+        asked = self.leases.want(route, demand)
+        for share in asked:
+            share.waiting += 1
+        try:
+            return await self._fetch(route, demand, loop.time() + timeout_s)
+        finally:
+            for share in asked:
+                share.waiting -= 1
+
+    async def _fetch(self, route: Route, demand: Demand, deadline_s: float) -> Fetched:
         loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + timeout_s
-        self.leases.want(route, demand)
-        while lacking:
-            await self._next_round(route, demand, deadline_s - loop.time())
+        pause_s = _RECALL_WAIT_S
+        while True:
+            is_gone = await self._next_round(route, demand, deadline_s - loop.time())
             lacking = self.leases.lacking(route, demand)
             if not lacking:
-                break
-            if self.book.is_away or loop.time() >= deadline_s:
+                return Fetched.READY
+            if self.book.is_away:
                 return Fetched.UNSURE
-            short = [share for share in lacking if share.is_short]
-            if short and not any(share.pending for share in short) and self._are_open(short):
-                self._note_dry(short)
+            if is_gone or self._dry.has_any(lacking, loop.time()):
                 return Fetched.SHORT
-            await self._change(min(_RECALL_WAIT_S, deadline_s - loop.time()))
+            if loop.time() >= deadline_s:
+                return Fetched.UNSURE
+            await self._change(min(pause_s, deadline_s - loop.time()))
+            # Who has given nothing back by now may not for a while, and all who wait ask each time.
+            pause_s *= 2
             for share in lacking:
                 self.leases.due(share.counter, is_urgent=True)
-        return Fetched.READY
 
     async def look(self, counters: Collection[Counter], timeout_s: float = FETCH_S) -> bool:
         """Ask what all others have of some counters; whether that is known as of now."""
@@ -172,15 +180,19 @@ class LeaseKeeper:
             self.leases.recall([self.leases.due(counter).name])
         await self._exchange_all(self.leases.shards.values(), ())
 
-    async def _next_round(self, route: Route, demand: Demand, timeout_s: float) -> None:
-        """Wait until a round has asked for a demand too; who leaves meanwhile asks for nothing any more."""
-        done = asyncio.get_running_loop().create_future()
+    async def _next_round(self, route: Route, demand: Demand, timeout_s: float) -> bool:
+        """Wait until a round has asked for a demand too; whether it found out that nobody has enough left.
+
+        Who leaves meanwhile asks for nothing any more.
+        """
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting[done] = route, demand
         self._wake.set()
         try:
             await asyncio.wait((done,), timeout=max(0.0, timeout_s))
         finally:
             self._waiting.pop(done, None)
+        return done.done() and done.result()
 
     async def _next_turn(self) -> None:
         if self._failures_in_row:
@@ -210,9 +222,22 @@ class LeaseKeeper:
                 await self._exchange(names, ())
             await self._exchange_all(due, list(waiting.values()))
         finally:
-            for done in waiting:
-                if not done.done():
-                    done.set_result(None)
+            self._answer(waiting)
+
+    def _answer(self, waiting: dict[asyncio.Future[bool], tuple[Route, Demand]]) -> None:
+        """Tell those who waited for a round whether nobody has what they lack, before others ask anew."""
+        gone: dict[str, Share] = {}
+        for done, (route, demand) in waiting.items():
+            short = self._gone(route, demand)
+            gone |= {share.name: share for share in short}
+            if not done.done():
+                done.set_result(bool(short))
+        if gone:
+            self._dry.note(gone.values(), asyncio.get_running_loop().time())
+            for share in gone.values():
+                share.ask_anew()
+            # Others may wait for some of it to be given back: nobody has any.
+            self._changed()
 
     async def _exchange_all(self, due: Iterable[Shard], demands: Sequence[tuple[Route, Demand]]) -> None:
         """Exchange these shards, a few at a time; returns or raises only once none of them is under way any more.
@@ -249,6 +274,8 @@ class LeaseKeeper:
             self.on_failing(shard.tag, _line(error))
 
     async def _exchange(self, shard: Shard, demands: Sequence[tuple[Route, Demand]]) -> None:
+        """Tell all that is due of a shard now; what becomes due meanwhile is for the next round."""
+        left, built = set(shard.due), self.leases.built
         for _ in range(_EXCHANGES_MAX):
             born = await self._named(shard)
             sent_us = ticks_us()
@@ -260,7 +287,9 @@ class LeaseKeeper:
             shard.failures = 0
             if crossings:
                 self.on_crossings(crossings)
-            if shard.epoch and shard.joining is None and not shard.due:
+            if shard.serial == exchange.serial and exchange.number > built and not exchange.is_join:
+                left.difference_update(exchange.names)
+            if shard.epoch and shard.joining is None and not left:
                 return
 
     async def _named(self, shard: Shard) -> str:
@@ -292,65 +321,20 @@ class LeaseKeeper:
         self.leases.is_durable = await keeps_all(self.client)
         self._is_probed = True
 
-    async def _listen_forever(self) -> None:
-        """Hear what other replicas need back or have given back; without it, exchanges tell the same a little later."""
-        while True:
-            with suppress(*FAULTS):
-                await self._listen()
-            await asyncio.sleep(_PAUSE_S * 4)
-
-    async def _listen(self) -> None:
-        """Hear until the connection breaks, or does not answer when it is asked after a silence."""
-        async with self.listener.pubsub(ignore_subscribe_messages=True) as pubsub:
-            await pubsub.psubscribe(channel("*"))
-            is_asked = False
-            while True:
-                message = await pubsub.get_message(timeout=SILENCE_S)
-                if message is not None:
-                    is_asked = False
-                    if message["type"] == "pmessage":
-                        self._hear(text(message["channel"]), message["data"])
-                elif is_asked:
-                    return
-                else:
-                    await pubsub.ping()
-                    is_asked = True
-
-    def _hear(self, where: str, data: bytes) -> None:
-        said = json.loads(data)
-        if not isinstance(said, list) or not said or said[0] == self.leases.replica:
-            return
-        tag = where.partition("{")[2].rpartition("}")[0]
-        if tag not in self.leases.shards:
-            self.leases.shard(tag)
-            self._wake.set()
-        if len(said) > 2:
-            self.leases.join(tag)
-            self._wake.set()
-        wanted = said[1] if len(said) > 1 and isinstance(said[1], list) else []
-        if wanted:
-            if self.leases.recall(text(name) for name in wanted):
-                self._wake.set()
-        else:
-            returned, self._returned = self._returned, asyncio.Event()
-            returned.set()
+    def _changed(self) -> None:
+        """Let those who wait for others look again."""
+        changed, self._change_came = self._change_came, asyncio.Event()
+        changed.set()
 
     async def _change(self, timeout_s: float) -> None:
-        """Wait until another replica has given something back, or for a moment."""
+        """Wait until another replica has given something back, or nobody was found to have any, or for a moment."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._returned.wait(), max(0.0, timeout_s))
+            await asyncio.wait_for(self._change_came.wait(), max(0.0, timeout_s))
 
-    def _is_dry(self, lacking: list[Share]) -> bool:
-        """Whether all replicas were found a moment ago to have nothing left of what is lacking."""
-        now_s = asyncio.get_running_loop().time()
-        return any(self._dry.get(share.name, 0.0) > now_s for share in lacking)
-
-    def _note_dry(self, short: list[Share]) -> None:
-        now_s = asyncio.get_running_loop().time()
-        if len(self._dry) >= DRY_MAX:
-            self._dry = {name: until_s for name, until_s in self._dry.items() if until_s > now_s}
-        if len(self._dry) < DRY_MAX:
-            self._dry |= {share.name: now_s + DRY_S for share in short}
+    def _gone(self, route: Route, demand: Demand) -> list[Share]:
+        """The shares of which, as all have said by now, nobody has enough left for a demand."""
+        short = [share for share in self.leases.lacking(route, demand) if share.is_short]
+        return [] if any(share.pending for share in short) or not self._are_open(short) else short
 
     def _are_failing(self, shares: list[Share]) -> bool:
         """Whether what is lacking is of a shard that cannot be exchanged for a reason of its own."""

@@ -75,14 +75,19 @@ class Leases:
             elif share.is_watched:
                 self.due(share.counter)
 
-    def want(self, route: Route, demand: Demand) -> None:
-        """Let the next exchanges ask for what a demand lacks here, and recall it where it is not free."""
-        for counter, _, hard in route.counters:
-            if hard:
-                # What does not lack now may do so later, and must not go by the answer to another request.
-                self._share(counter).ask_anew()
+    def want(self, route: Route, demand: Demand) -> list[Share]:
+        """Let the next exchanges ask for what a demand lacks here, and recall it where it is not free.
+
+        The shares that it may lack by then: what does not lack now may do so later.
+        """
+        shares = [self._share(counter) for counter, _, hard in route.counters if hard]
+        for share in shares:
+            if not share.waiting:
+                # It must not go by what was answered to a request that is over.
+                share.ask_anew()
         for share in self.lacking(route, demand):
             self.due(share.counter, is_urgent=True)
+        return shares
 
     def lacking(self, route: Route, demand: Demand) -> list[Share]:
         """The shares that cannot hold a demand at its largest output cap as they are."""

@@ -1,16 +1,19 @@
 """The Redis of a shared book: connections to it, its time, what it keeps over a restart, and what can go wrong."""
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
+from domain.tasks import within
 from ledger.shard_names import text
 from ledger.shards import BadReply, NameTaken
 
@@ -72,12 +75,42 @@ async def keeps_all(client: "Redis") -> bool:
     return SYNCED.items() <= facts.items() and _stands_alone(replication)
 
 
+class _Patient(AbstractConnection):
+    """A connection on which an answer that came while this process was held up is not late."""
+
+    async def read_response(
+        self,
+        disable_decoding: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 it is the library's
+        *,
+        disconnect_on_error: bool = True,
+        push_request: bool | None = False,
+    ) -> Any:
+        """The next answer; TimeoutError where it does not come within `socket_timeout`."""
+        own_s = self.socket_timeout if timeout is None else None
+        reading = super().read_response(
+            disable_decoding,
+            timeout if own_s is None else math.inf,
+            disconnect_on_error=disconnect_on_error,
+            push_request=push_request,
+        )
+        return await (reading if own_s is None else within(own_s, reading))
+
+
+class _PatientConnection(_Patient, Connection):
+    pass
+
+
+class _PatientTls(_Patient, SSLConnection):
+    pass
+
+
 def connect(url: str, timeout_ms: int, password: str | None) -> tuple["Redis", "Redis"]:
     """A client that asks and one that listens; they try nothing twice, as repeating is the keeper's to decide."""
     timeout_s = timeout_ms / 1000
 
     def client(answer_s: float | None) -> "Redis":
-        return Redis.from_url(
+        pool = ConnectionPool.from_url(
             url,
             password=password,
             socket_connect_timeout=timeout_s,
@@ -85,6 +118,8 @@ def connect(url: str, timeout_ms: int, password: str | None) -> tuple["Redis", "
             retry=Retry(NoBackoff(), 0),
             max_connections=CONNECTIONS_MAX,
         )
+        pool.connection_class = _PatientTls if issubclass(pool.connection_class, SSLConnection) else _PatientConnection
+        return Redis.from_pool(pool)
 
     return client(timeout_s), client(None)
 

@@ -1,10 +1,13 @@
 """Shares: what one replica knows of its part in one shared counter, and how much of it should lie ready there."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from ledger.counters import Counter
 
 UNSEEN = -1
+DRY_S = 0.05
+DRY_MAX = 10_000
 _RATE_S = 0.1
 
 
@@ -14,9 +17,9 @@ class Share:
 
     `is_known` once the store was told all cells. Of what is asked for, `recall` is the last recall before it (UNSEEN
     until that is known), `pending` how many others have not answered the one since, and `is_short` that it is not all
-    here. `target` is what should lie ready, `needed` the most that was asked for at once while it is in use. `leased`
-    is what the store has as the lease, which a limit that fell may have cut here. `seen_by` is the number of the last
-    exchange whose answer said what all others have.
+    here; `waiting` requests go by that together. `target` is what should lie ready, `needed` the most that was asked
+    for at once while it is in use. `leased` is what the store has as the lease, which a limit that fell may have cut
+    here. `seen_by` is the number of the last exchange whose answer said what all others have.
     """
 
     name: str
@@ -26,6 +29,7 @@ class Share:
     recall: int = UNSEEN
     pending: int = 0
     is_short: bool = False
+    waiting: int = 0
     leased: int = 0
     seen_by: int = 0
     target: int = 0
@@ -60,7 +64,7 @@ class Share:
             counter.spent_elsewhere, counter.held_elsewhere, counter.stranded = elsewhere
 
     def ask_anew(self) -> None:
-        """Forget what was answered to another request."""
+        """Forget what was answered to other requests."""
         self.pending, self.is_short, self.recall = 0, False, UNSEEN
 
     def retarget(self, used: int, at_s: float, horizon_s: float) -> None:
@@ -78,3 +82,21 @@ class Share:
             self.rate_per_s, self.needed, self.target = 0.0, 0, 0
         else:
             self.target = int(self.rate_per_s * horizon_s) + max(self.needed, cell.held, 1)
+
+
+@dataclass(slots=True)
+class Dry:
+    """The shares of which all replicas were found a moment ago to have nothing left; no more than DRY_MAX of them."""
+
+    _until_s: dict[str, float] = field(default_factory=dict)
+
+    def note(self, shares: Iterable[Share], now_s: float) -> None:
+        """Remember for DRY_S that nobody has anything left of these."""
+        if len(self._until_s) >= DRY_MAX:
+            self._until_s = {name: until_s for name, until_s in self._until_s.items() if until_s > now_s}
+        if len(self._until_s) < DRY_MAX:
+            self._until_s |= {share.name: now_s + DRY_S for share in shares}
+
+    def has_any(self, shares: Iterable[Share], now_s: float) -> bool:
+        """Whether any of these is remembered still."""
+        return any(self._until_s.get(share.name, 0.0) > now_s for share in shares)

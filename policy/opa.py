@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 import aiohttp
 import orjson
 
+from domain.tasks import within
 from policy.port import Answer, EngineAway, EvaluationError, Undefined
 
 ANSWER_BYTES_MAX = 4 * 1024 * 1024
@@ -202,20 +203,23 @@ class OpaEngine:
             raise EngineAway("the engine is closed" if self._is_closed else f"{self._asking} evaluations wait for OPA")
         self._asking += 1
         try:
-            async with asyncio.timeout(self.server.timeout_ms / 1000), self._slots:
-                try:
-                    return await self._asked_once(method, url, body)
-                except aiohttp.ClientConnectorError:
-                    raise
-                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                    # A connection that was kept is found closed when OPA was restarted: once more on a new one.
-                    return await self._asked_once(method, url, body)
+            return await within(self.server.timeout_ms / 1000, self._answered(method, url, body))
         except TimeoutError as error:
             raise EngineAway(f"OPA did not answer within {self.server.timeout_ms} ms") from error
         except _FAULTS as error:
             raise EngineAway(f"OPA cannot be asked: {type(error).__name__}: {error}") from error
         finally:
             self._asking -= 1
+
+    async def _answered(self, method: str, url: str, body: bytes | None) -> tuple[int, bytes]:
+        async with self._slots:
+            try:
+                return await self._asked_once(method, url, body)
+            except aiohttp.ClientConnectorError:
+                raise
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                # A connection that was kept is found closed when OPA was restarted: once more on a new one.
+                return await self._asked_once(method, url, body)
 
     async def _asked_once(self, method: str, url: str, body: bytes | None) -> tuple[int, bytes]:
         async with self._connected().request(method, url, data=body, allow_redirects=False) as response:

@@ -1,9 +1,19 @@
-"""Ending tasks, also one that a single cancellation does not reach."""
+"""Ending tasks, also one that a single cancellation does not reach; and waiting for one, also in a loop that halts."""
 
 import asyncio
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from domain.tasks import end
+import pytest
+import uvloop
+
+from domain.tasks import end, within
+
+LIMIT_S = 0.1
+LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 
 
 async def test_a_task_that_loses_a_cancellation_is_ended_all_the_same() -> None:
@@ -68,6 +78,78 @@ async def test_what_a_task_ends_is_ended_before_the_task_is_given_up() -> None:
     await asyncio.sleep(0)
     await end([outer], again_s=0.1)
     assert inner.cancelled()
+
+
+async def test_what_comes_in_time_is_given_on_be_it_a_failure() -> None:
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("it")
+
+    assert await within(LIMIT_S, asyncio.sleep(0, "done")) == "done"
+    with pytest.raises(ValueError, match="it"):
+        await within(LIMIT_S, fails())
+
+
+async def test_what_does_not_come_in_time_is_ended() -> None:
+    ended = False
+
+    async def waits() -> None:
+        nonlocal ended
+        try:
+            await asyncio.sleep(3_600)
+        finally:
+            ended = True
+
+    began_s = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"nothing came within 0.1 s"):
+        await within(LIMIT_S, waits())
+    assert ended
+    assert time.monotonic() - began_s >= LIMIT_S
+
+
+async def test_who_is_cancelled_while_waiting_ends_what_it_waited_for() -> None:
+    inner: list[asyncio.Task[None] | None] = []
+
+    async def waits() -> None:
+        inner.append(asyncio.current_task())
+        await asyncio.sleep(3_600)
+
+    outer = asyncio.create_task(within(3_600, waits()))
+    await asyncio.sleep(0.01)
+    await end([outer])
+    (task,) = inner
+    assert task is not None
+    assert task.cancelled()
+
+
+@pytest.mark.parametrize("new_loop", LOOPS)
+def test_what_came_while_the_loop_was_held_up_is_not_late(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Held up anywhere between the asking and the answer, for longer than the time there is."""
+
+    async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        writer.write(b"?")
+        return await reader.readexactly(1)
+
+    async def asked_of(here: socket.socket) -> list[bytes]:
+        reader, writer = await asyncio.open_connection(sock=here)
+        answers = []
+        for turns in range(6):
+            asking = asyncio.create_task(within(LIMIT_S, ask(reader, writer)))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            time.sleep(2 * LIMIT_S)  # noqa: ASYNC251 it holds the loop up on purpose
+            answers.append(await asking)
+        writer.close()
+        return answers
+
+    def echo(there: socket.socket) -> None:
+        while piece := there.recv(1):
+            there.sendall(piece)
+
+    here, there = socket.socketpair()
+    with there, ThreadPoolExecutor(1) as other, asyncio.Runner(loop_factory=new_loop) as runner:
+        other.submit(echo, there)
+        assert runner.run(asked_of(here)) == [b"?"] * 6
 
 
 async def _loses_the_first() -> None:

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from domain.amounts import Amounts
 from domain.ids import uuid7
+from domain.tasks import end
 from ledger.book import Book
 from ledger.budgets import Budget, Subject
 from ledger.holds import Demand, Hold, Shortfall
@@ -136,9 +137,9 @@ async def node(
 
 async def stop(it: Node) -> None:
     """End a replica as its gateway does; a fault of ours in its loop is raised here."""
-    it.running.cancel()
-    with suppress(asyncio.CancelledError):
-        await it.running
+    await end([it.running])
+    if not it.running.cancelled():
+        it.running.result()
     await it.keeper.close()
 
 

@@ -175,6 +175,30 @@ async def test_what_lies_idle_at_one_replica_is_given_to_another_before_it_denie
         assert await second.fetch(1) is Fetched.SHORT
 
 
+async def test_who_waits_is_answered_although_others_go_on_asking(server: RedisServer) -> None:
+    async with nodes(server, 2, [budget("all", LIMIT)]) as (first, second):
+        held = await first.hold(LIMIT)
+        assert isinstance(held, Hold)
+        first.spend(held, LIMIT)
+        route = second.book.route(SUBJECT, second.keeper.clock.now_us() // US)
+        asking = asyncio.create_task(second.fetch(1))
+        while not asking.done():
+            second.keeper.leases.want(route, demand(1))
+            await asyncio.sleep(0)
+        assert await asking is Fetched.SHORT
+
+
+async def test_a_gateway_that_is_held_up_does_not_take_redis_for_away(server: RedisServer) -> None:
+    async with nodes(server, 1, [budget("all", LIMIT)]) as (it,):
+        for turns in range(12):
+            asking = asyncio.create_task(it.fetch(LIMIT - turns))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            time.sleep(2 * TIMEOUT_MS / 1000)  # noqa: ASYNC251 as a burst of requests does
+            assert await asking is Fetched.READY
+        assert (it.keeper.stats.failures, it.said) == (0, [])
+
+
 async def test_a_replica_whose_listener_died_silently_hears_recalls_again(server: RedisServer) -> None:
     async with nodes(server, 2, [budget("all", LIMIT)]) as (first, second):
         await first.proxy.change(freeze=True)
