@@ -1,5 +1,6 @@
 """The Redis of a shared book: connections to it, its time, what it keeps over a restart, and what can go wrong."""
 
+import asyncio
 import math
 import time
 from collections.abc import Mapping
@@ -94,7 +95,15 @@ class _Patient(AbstractConnection):
             disconnect_on_error=disconnect_on_error,
             push_request=push_request,
         )
-        return await (reading if own_s is None else within(own_s, reading))
+        if own_s is None:
+            return await reading
+        try:
+            return await within(own_s, reading)
+        except (TimeoutError, asyncio.CancelledError):
+            # What was read just then is lost with it, and the next to read here would take what follows for its own.
+            if disconnect_on_error:
+                await self.disconnect(nowait=True)
+            raise
 
 
 class _PatientConnection(_Patient, Connection):
