@@ -44,3 +44,5 @@ async def within(timeout_s: float, work: Coroutine[Any, Any, _Result]) -> _Resul
     finally:
         if not task.done():
             await end([task], AGAIN_S / 4)
+        elif not task.cancelled():
+            task.exception()  # who waits was cancelled just then; else it is logged as never retrieved

@@ -1,12 +1,15 @@
 """The lines of an exchange: what a counter is called in the store of a shared book, and what is said of it there."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from ledger.book import Route
 from ledger.counters import Cell, Counter
 from ledger.holds import Demand
+
+UNSEEN = -1
 
 
 def name_of(counter: Counter) -> str:
@@ -31,15 +34,38 @@ def of_tag(counters: Iterable[Counter], tag: str) -> Iterator[Counter]:
             yield counter
 
 
-def needs(waiting: Sequence[tuple[Route, Demand]]) -> Mapping[str, int]:
+@dataclass(slots=True, eq=False)
+class Want:
+    """What one request asks of the shared book; `recalls` is the last recall of each counter before it asked of it."""
+
+    route: Route
+    demand: Demand
+    asked_at_s: float = 0.0
+    recalls: dict[str, int] = field(default_factory=dict)
+
+
+class Need(NamedTuple):
+    """How much is needed of one counter, and the last recall before the newest of those who need it asked.
+
+    That is UNSEEN where it is not known yet.
+    """
+
+    amount: int
+    recall: int
+
+
+def needs(wants: Iterable[Want]) -> Mapping[str, Need]:
     """What those who wait need together of each counter, at their largest output caps."""
-    found: dict[str, int] = {}
-    for route, demand in waiting:
-        amounts = demand.at(demand.cap_max)
-        for counter, index, hard in route.counters:
+    found: dict[str, Need] = {}
+    for want in wants:
+        amounts = want.demand.at(want.demand.cap_max)
+        for counter, index, hard in want.route.counters:
             if hard:
                 name = name_of(counter)
-                found[name] = found.get(name, 0) + amounts[index]
+                recall, other = want.recalls.get(name, UNSEEN), found.get(name)
+                if other is not None:
+                    recall = UNSEEN if UNSEEN in {recall, other.recall} else max(recall, other.recall)
+                found[name] = Need(amounts[index] + (other.amount if other is not None else 0), recall)
     return found
 
 
@@ -60,4 +86,4 @@ def cells_of(counter: Counter, *, is_whole: bool) -> tuple[list[tuple[Cell, int]
 def given_up(name: str) -> dict[str, Any]:
     """A line that gives back all that the store still has for this replica on a counter that it does not keep."""
     line: dict[str, Any] = {"name": name, "limit": 0, "hard": False, "from_s": 0, "old_s": 0, "span_s": 0, "ttl_s": 0}
-    return line | {"whole": True, "cells": [], "need": 0, "want": 0, "tight": True, "gen": -1}
+    return line | {"whole": True, "cells": [], "need": 0, "want": 0, "tight": True, "gen": UNSEEN}

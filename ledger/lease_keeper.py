@@ -20,7 +20,7 @@ from domain.amounts import Amounts
 from domain.tasks import AGAIN_S, end
 from ledger.book import Book, Crossing, Route
 from ledger.counters import Counter
-from ledger.exchange_lines import tag_of
+from ledger.exchange_lines import Want, tag_of
 from ledger.holds import Demand
 from ledger.leases import Leases
 from ledger.recalls import hear_recalls
@@ -44,6 +44,9 @@ REASON_MAX = 300
 _PAUSE_S = 0.05
 _EXCHANGES_MAX = 64
 _RECALL_WAIT_S = 0.05
+_RECALL_WAIT_S_MAX = 0.2
+# A request that waited longer may have been told what was so a while ago: others had better ask themselves.
+_TELLING_S = 0.5
 US = 1_000_000
 # What may be wrong with one shard alone.
 _SHARD_FAULTS = (ResponseError, BadReply)
@@ -83,7 +86,7 @@ class LeaseKeeper:
     stats: KeeperStats = field(default_factory=KeeperStats)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _change_came: asyncio.Event = field(default_factory=asyncio.Event)
-    _waiting: dict[asyncio.Future[bool], tuple[Route, Demand]] = field(default_factory=dict)
+    _waiting: dict[asyncio.Future[bool], Want] = field(default_factory=dict)
     _dry: Dry = field(default_factory=Dry)
     _failures_in_row: int = 0
     _beat_at_s: float = 0.0
@@ -118,34 +121,19 @@ class LeaseKeeper:
         if self._dry.has_any(lacking, loop.time()) or _is_too_much(route, demand):
             return Fetched.SHORT
         self.stats.fetches += 1
-        asked = self.leases.want(route, demand)
-        for share in asked:
-            share.waiting += 1
-        try:
-            return await self._fetch(route, demand, loop.time() + timeout_s)
-        finally:
-            for share in asked:
-                share.waiting -= 1
-
-    async def _fetch(self, route: Route, demand: Demand, deadline_s: float) -> Fetched:
-        loop = asyncio.get_running_loop()
-        pause_s = _RECALL_WAIT_S
+        want = Want(route, demand, loop.time())
+        deadline_s, pause_s = want.asked_at_s + timeout_s, _RECALL_WAIT_S
         while True:
-            is_gone = await self._next_round(route, demand, deadline_s - loop.time())
-            lacking = self.leases.lacking(route, demand)
-            if not lacking:
+            is_gone = await self._next_round(want, deadline_s - loop.time())
+            if not self.leases.lacking(route, demand):
                 return Fetched.READY
-            if self.book.is_away:
-                return Fetched.UNSURE
-            if is_gone or self._dry.has_any(lacking, loop.time()):
+            if is_gone and not self.book.is_away:
                 return Fetched.SHORT
-            if loop.time() >= deadline_s:
+            if self.book.is_away or loop.time() >= deadline_s:
                 return Fetched.UNSURE
             await self._change(min(pause_s, deadline_s - loop.time()))
             # Who has given nothing back by now may not for a while, and all who wait ask each time.
-            pause_s *= 2
-            for share in lacking:
-                self.leases.due(share.counter, is_urgent=True)
+            pause_s = min(2 * pause_s, _RECALL_WAIT_S_MAX)
 
     async def look(self, counters: Collection[Counter], timeout_s: float = FETCH_S) -> bool:
         """Ask what all others have of some counters; whether that is known as of now."""
@@ -156,11 +144,12 @@ class LeaseKeeper:
             shares = [self.leases.due(counter, is_urgent=True) for counter in counters]
             if self._are_failing(shares):
                 break
-            await self._next_round(_NOWHERE, _NOTHING, deadline_s - loop.time())
+            await self._next_round(Want(_NOWHERE, _NOTHING), deadline_s - loop.time())
             if all(share.seen_by > built for share in shares):
                 return True
             if loop.time() >= deadline_s or not self._are_open(shares):
                 break
+            await self._change(_RECALL_WAIT_S)
         return not counters
 
     async def close(self) -> None:
@@ -179,14 +168,16 @@ class LeaseKeeper:
         for counter in self.book.counters(self.clock.now_us() // US):
             self.leases.recall([self.leases.due(counter).name])
         await self._exchange_all(self.leases.shards.values(), ())
+        # A window may have turned, or a limit fallen, while it was told.
+        await self._exchange_all([shard for shard in self.leases.shards.values() if shard.due], ())
 
-    async def _next_round(self, route: Route, demand: Demand, timeout_s: float) -> bool:
-        """Wait until a round has asked for a demand too; whether it found out that nobody has enough left.
+    async def _next_round(self, want: Want, timeout_s: float) -> bool:
+        """Wait until a round has asked for a request too; whether it found out that nobody has enough left.
 
         Who leaves meanwhile asks for nothing any more.
         """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting[done] = route, demand
+        self._waiting[done] = want
         self._wake.set()
         try:
             await asyncio.wait((done,), timeout=max(0.0, timeout_s))
@@ -205,6 +196,9 @@ class LeaseKeeper:
         """One exchange of every shard that has something to say, for all who wait now."""
         self._wake.clear()
         waiting, self._waiting = self._waiting, {}
+        built, wants = self.leases.built, list(waiting.values())
+        for want in wants:
+            self.leases.want(want)
         try:
             now_s = time.monotonic()
             if not self._is_probed or now_s - self._probed_at_s >= PROBE_S:
@@ -220,26 +214,24 @@ class LeaseKeeper:
                 # Before any shard is begun: only then can one be known to be new to all replicas.
                 due.remove(names)
                 await self._exchange(names, ())
-            await self._exchange_all(due, list(waiting.values()))
+            await self._exchange_all(due, wants)
         finally:
-            self._answer(waiting)
+            self._answer(waiting, built)
 
-    def _answer(self, waiting: dict[asyncio.Future[bool], tuple[Route, Demand]]) -> None:
-        """Tell those who waited for a round whether nobody has what they lack, before others ask anew."""
+    def _answer(self, waiting: dict[asyncio.Future[bool], Want], built: int) -> None:
+        """Tell those who waited for a round that began after that exchange whether nobody has what they lack."""
+        now_s = asyncio.get_running_loop().time()
         gone: dict[str, Share] = {}
-        for done, (route, demand) in waiting.items():
-            short = self._gone(route, demand)
-            gone |= {share.name: share for share in short}
+        for done, want in waiting.items():
+            short = self.leases.gone(want, built)
+            is_gone = bool(short) and self._are_open(short)
+            if is_gone and now_s - want.asked_at_s <= _TELLING_S:
+                gone |= {share.name: share for share in short}
             if not done.done():
-                done.set_result(bool(short))
-        if gone:
-            self._dry.note(gone.values(), asyncio.get_running_loop().time())
-            for share in gone.values():
-                share.ask_anew()
-            # Others may wait for some of it to be given back: nobody has any.
-            self._changed()
+                done.set_result(is_gone)
+        self._dry.note(gone.values(), now_s)
 
-    async def _exchange_all(self, due: Iterable[Shard], demands: Sequence[tuple[Route, Demand]]) -> None:
+    async def _exchange_all(self, due: Iterable[Shard], wants: Sequence[Want]) -> None:
         """Exchange these shards, a few at a time; returns or raises only once none of them is under way any more.
 
         Else the answer to one that was still under way could be taken for that to the next. What is wrong with some of
@@ -252,7 +244,7 @@ class LeaseKeeper:
             while left and not failures:
                 shard = left.pop()
                 try:
-                    await self._exchange(shard, demands)
+                    await self._exchange(shard, wants)
                 except _SHARD_FAULTS as error:
                     self._rest(shard, error)
                 except FAULTS as failed:
@@ -273,13 +265,13 @@ class LeaseKeeper:
         if shard.failures == FAILURES_MAX:
             self.on_failing(shard.tag, _line(error))
 
-    async def _exchange(self, shard: Shard, demands: Sequence[tuple[Route, Demand]]) -> None:
+    async def _exchange(self, shard: Shard, wants: Sequence[Want]) -> None:
         """Tell all that is due of a shard now; what becomes due meanwhile is for the next round."""
         left, built = set(shard.due), self.leases.built
         for _ in range(_EXCHANGES_MAX):
             born = await self._named(shard)
             sent_us = ticks_us()
-            exchange = self.leases.build(shard, demands, self.clock.now_us() // US, time.monotonic())
+            exchange = self.leases.build(shard, wants, self.clock.now_us() // US, time.monotonic())
             self.stats.exchanges += 1
             reply = await self._call(exchange.keys, [exchange.payload, born])
             crossings = self.leases.apply(shard, reply, self.clock.now_us() // US)
@@ -327,14 +319,9 @@ class LeaseKeeper:
         changed.set()
 
     async def _change(self, timeout_s: float) -> None:
-        """Wait until another replica has given something back, or nobody was found to have any, or for a moment."""
+        """Wait until another replica has given something back, or for a moment."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._change_came.wait(), max(0.0, timeout_s))
-
-    def _gone(self, route: Route, demand: Demand) -> list[Share]:
-        """The shares of which, as all have said by now, nobody has enough left for a demand."""
-        short = [share for share in self.leases.lacking(route, demand) if share.is_short]
-        return [] if any(share.pending for share in short) or not self._are_open(short) else short
 
     def _are_failing(self, shares: list[Share]) -> bool:
         """Whether what is lacking is of a shard that cannot be exchanged for a reason of its own."""

@@ -16,7 +16,7 @@ import orjson
 from domain.decision import BANDS
 from ledger.book import Book, Crossing, Route
 from ledger.counters import Counter
-from ledger.exchange_lines import cells_of, given_up, name_of, needs, of_tag, tag_of
+from ledger.exchange_lines import UNSEEN, Need, Want, cells_of, given_up, name_of, needs, of_tag, tag_of
 from ledger.holds import Demand
 from ledger.shards import REPLY_HEAD, BadReply, Exchange, NameTaken, Shard, Told, channel, facts_of
 from ledger.shares import Share
@@ -75,19 +75,23 @@ class Leases:
             elif share.is_watched:
                 self.due(share.counter)
 
-    def want(self, route: Route, demand: Demand) -> list[Share]:
-        """Let the next exchanges ask for what a demand lacks here, and recall it where it is not free.
-
-        The shares that it may lack by then: what does not lack now may do so later.
-        """
-        shares = [self._share(counter) for counter, _, hard in route.counters if hard]
-        for share in shares:
-            if not share.waiting:
-                # It must not go by what was answered to a request that is over.
-                share.ask_anew()
-        for share in self.lacking(route, demand):
+    def want(self, want: Want) -> None:
+        """Let the next exchanges ask for what a request lacks here, and recall it where it is not free."""
+        for share in self.lacking(want.route, want.demand):
             self.due(share.counter, is_urgent=True)
-        return shares
+
+    def gone(self, want: Want, built: int) -> list[Share]:
+        """The shares of which nobody has enough left for a request.
+
+        That goes only by exchanges after the one of that number, each of which asked for it, and by recalls since then.
+        """
+        for counter, _, hard in want.route.counters:
+            if hard and (share := self._share(counter)).answered > built:
+                # What does not lack now may do so later.
+                want.recalls.setdefault(share.name, share.recall)
+        lacking = self.lacking(want.route, want.demand)
+        short = [share for share in lacking if share.is_short and share.answered > built]
+        return short if all(share.is_through(want.recalls[share.name]) for share in short) else []
 
     def lacking(self, route: Route, demand: Demand) -> list[Share]:
         """The shares that cannot hold a demand at its largest output cap as they are."""
@@ -108,11 +112,11 @@ class Leases:
         """Another replica has joined an epoch of this shard, which may be new here too."""
         self.shard(tag).is_urgent = True
 
-    def build(self, shard: Shard, waiting: Sequence[tuple[Route, Demand]], now_s: int, at_s: float) -> Exchange:
+    def build(self, shard: Shard, wants: Iterable[Want], now_s: int, at_s: float) -> Exchange:
         """The next exchange of a shard: the one that was not answered yet, or a new one."""
         if shard.in_flight is not None:
             return shard.in_flight
-        needed = needs(waiting)
+        needed = needs(wants)
         is_join, names, is_last = self._next_page(shard)
         told: list[Told | None] = []
         lines, returns = [], False
@@ -126,7 +130,8 @@ class Leases:
             told.append(said)
             lines.append(line)
             returns |= gave
-        shard.told_at_s, shard.is_urgent = at_s, False
+        # What became urgent while a page was under way, and is not on this one, still is.
+        shard.told_at_s, shard.is_urgent = at_s, shard.is_urgent and bool(shard.due)
         self.built += 1
         serial = f"{self.built}:{self._nonce}"
         ask = {
@@ -272,7 +277,7 @@ class Leases:
         return list(dict.fromkeys((*indexed, *map(name_of, of_tag(self.book.every_counter(), shard.tag)))))
 
     def _line(
-        self, share: Share, needed: int | None, now_s: int, at_s: float, *, is_join: bool
+        self, share: Share, need: Need | None, now_s: int, at_s: float, *, is_join: bool
     ) -> tuple[dict[str, Any], Told, bool]:
         """What an exchange says of one counter, and whether it gives something back."""
         counter = share.counter
@@ -281,6 +286,7 @@ class Leases:
         cell, window = counter.cell, counter.budget.window
         used = cell.spent + cell.held
         is_leased = counter.budget.is_hard and self.book.find(counter.budget.id, counter.name) is counter
+        needed = need.amount if need is not None else None
         if needed is not None:
             # How far it is short is not known again before this is answered.
             share.is_short, share.needed, share.active_at_s = False, max(share.needed, needed), at_s
@@ -298,7 +304,7 @@ class Leases:
         share.is_recalled = False
         is_whole = is_join or not share.is_known
         spent, cells = cells_of(counter, is_whole=is_whole)
-        need = max(0, (needed or 0) - max(0, lease - used)) if is_leased and not is_join else 0
+        lacks = max(0, (needed or 0) - max(0, lease - used)) if is_leased and not is_join else 0
         gone_s = window.cell_gone_s(cell.start_s)
         line = {
             "name": share.name,
@@ -310,12 +316,12 @@ class Leases:
             "ttl_s": 0 if gone_s >= FOREVER_S else max(0, gone_s - now_s) + _KEPT_S,
             "whole": is_whole,
             "cells": cells,
-            "need": need,
+            "need": lacks,
             "want": 0 if is_tight else max(0, share.target - max(0, lease - used)),
             "tight": is_tight,
-            "gen": share.recall,
+            "gen": need.recall if need is not None else UNSEEN,
         }
-        return line, Told(share, cell, spent, counter.limit, None if needed is None or is_join else lease + need), gave
+        return line, Told(share, cell, spent, counter.limit, None if needed is None or is_join else lease + lacks), gave
 
     def _take(self, shard: Shard, exchange: Exchange, facts: list[list[int]]) -> list[Crossing]:
         is_summed = shard.is_open and not exchange.is_join
@@ -323,7 +329,7 @@ class Leases:
         for told, fact in zip(exchange.told, facts, strict=True):
             if told is None:
                 continue
-            lease, spent_elsewhere, held_elsewhere, stranded, before, after, pending, recall, recalled = fact
+            lease, spent_elsewhere, held_elsewhere, stranded, before, after, pending, recall, is_recalled = fact
             share, cell, counter = told.share, told.current, told.share.counter
             share.is_known = is_summed
             for each, spent in told.spent if is_summed else ():
@@ -335,7 +341,7 @@ class Leases:
             if cell is counter.cell and is_late:
                 # It was given under a larger limit.
                 cell.lease = min(lease, cell.spent + cell.held)
-            if recalled or is_late:
+            if is_recalled or is_late:
                 share.is_recalled = True
                 self.due(counter, is_urgent=True)
             # Before all have joined the store knows a part of them, and under a larger limit they may have more by now.
@@ -348,7 +354,7 @@ class Leases:
             counter.grade()
             if told.asked is not None:
                 share.is_short = lease < told.asked or counter.available < 0
-                share.pending, share.recall = pending, recall
+                share.answered, share.pending, share.recall = exchange.number, pending, recall
         return crossings
 
 

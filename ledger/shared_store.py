@@ -20,6 +20,7 @@ from ledger.shards import BadReply, NameTaken
 
 CONNECTIONS_MAX = 16
 TRUSTED_US = 50_000
+CONNECT_S = 1.0
 # What a Redis says (CONFIG GET) that loses nothing that it has acknowledged.
 SYNCED = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
 # What the network and the server at its other end can do to an exchange; anything else is a fault of ours.
@@ -122,7 +123,8 @@ def connect(url: str, timeout_ms: int, password: str | None) -> tuple["Redis", "
         pool = ConnectionPool.from_url(
             url,
             password=password,
-            socket_connect_timeout=timeout_s,
+            # The library's own clock counts here, also while this process is held up.
+            socket_connect_timeout=max(timeout_s, CONNECT_S),
             socket_timeout=answer_s,
             retry=Retry(NoBackoff(), 0),
             max_connections=CONNECTIONS_MAX,

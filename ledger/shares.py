@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from ledger.counters import Counter
 
-UNSEEN = -1
 DRY_S = 0.05
 DRY_MAX = 10_000
 _RATE_S = 0.1
@@ -15,21 +14,21 @@ _RATE_S = 0.1
 class Share:
     """What this replica knows of its part in one shared counter.
 
-    `is_known` once the store was told all cells. Of what is asked for, `recall` is the last recall before it (UNSEEN
-    until that is known), `pending` how many others have not answered the one since, and `is_short` that it is not all
-    here; `waiting` requests go by that together. `target` is what should lie ready, `needed` the most that was asked
-    for at once while it is in use. `leased` is what the store has as the lease, which a limit that fell may have cut
-    here. `seen_by` is the number of the last exchange whose answer said what all others have.
+    `is_known` once the store was told all cells. Of what requests ask for, by the exchange `answered`: `is_short` that
+    it is not all here, `recall` the last recall before, and `pending` how many others have not answered the last one.
+    `target` is what should lie ready, `needed` the most that was asked for at once while it is in use. `leased` is what
+    the store has as the lease, which a limit that fell may have cut here. `seen_by` is the number of the last exchange
+    whose answer said what all others have.
     """
 
     name: str
     counter: Counter
     is_known: bool = False
     is_recalled: bool = False
-    recall: int = UNSEEN
-    pending: int = 0
+    answered: int = 0
     is_short: bool = False
-    waiting: int = 0
+    recall: int = 0
+    pending: int = 0
     leased: int = 0
     seen_by: int = 0
     target: int = 0
@@ -63,9 +62,12 @@ class Share:
         if is_all or spent + held > counter.spent_elsewhere + counter.held_elsewhere:
             counter.spent_elsewhere, counter.held_elsewhere, counter.stranded = elsewhere
 
-    def ask_anew(self) -> None:
-        """Forget what was answered to other requests."""
-        self.pending, self.is_short, self.recall = 0, False, UNSEEN
+    def is_through(self, recall: int) -> bool:
+        """Whether all have answered a recall after that one.
+
+        While one is pending it may have been opened just now or be the last, but the one before that is over.
+        """
+        return not self.pending or recall < self.recall - 1
 
     def retarget(self, used: int, at_s: float, horizon_s: float) -> None:
         """Set what should lie ready: what the present rate uses in the horizon, and as much again as requests ask for.

@@ -228,9 +228,9 @@ for i, line in ipairs(ask.lines) do
   local used = #line.cells > 0 and line.cells[#line.cells][4] or 0
   -- Where more is debited than there is, by an overage or under a lower limit, nothing may lie idle.
   local is_over = line.hard and sums.debited > line.limit and (leases[me] or 0) > used
-  local give, seen = 0, line.gen
-  if seen < 0 or seen > counter.gen then
-    seen = counter.gen
+  local give, last, seen = 0, counter.gen, line.gen
+  if seen < 0 or seen > last then
+    seen = last
   end
   if line.hard and is_summed then
     -- A replica whose clock is ahead must wait until the window that it asks for has begun.
@@ -238,8 +238,8 @@ for i, line in ipairs(ask.lines) do
     local free = has_begun and math.max(0, line.limit - sums.debited) or 0
     -- Who was just asked to give back takes nothing again that is less than it needs: others wait for it.
     give = (line.tight and free < line.need) and 0 or math.min(line.need, free)
-    -- Who has not seen a recall through since it first asked opens one, unless one is under way.
-    if give < line.need and next(sums.unused) and seen == counter.gen and pending(counter, sums) == 0 then
+    -- Unless one is under way, a recall is opened for whoever has seen none through since it first asked.
+    if give < line.need and next(sums.unused) and seen == last and pending(counter, sums) == 0 then
       counter.gen, counter.gen_ms = counter.gen + 1, now_ms
       published[#published + 1] = line.name
     end
@@ -261,7 +261,7 @@ for i, line in ipairs(ask.lines) do
   answer[#answer + 1] = text(before)
   answer[#answer + 1] = text(sums.mine_spent)
   answer[#answer + 1] = tostring(pending(counter, sums))
-  answer[#answer + 1] = text(seen)
+  answer[#answer + 1] = text(last)
   local is_recalled = (counter.a[me] or 0) < counter.gen and sums.mine_debited > sums.mine_spent
   answer[#answer + 1] = (is_recalled or is_over) and '1' or '0'
 end

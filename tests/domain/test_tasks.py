@@ -1,6 +1,7 @@
 """Ending tasks, also one that a single cancellation does not reach; and waiting for one, also in a loop that halts."""
 
 import asyncio
+import gc
 import socket
 import time
 from collections.abc import Callable
@@ -120,6 +121,27 @@ async def test_who_is_cancelled_while_waiting_ends_what_it_waited_for() -> None:
     (task,) = inner
     assert task is not None
     assert task.cancelled()
+
+
+async def test_what_fails_just_as_who_waits_is_cancelled_is_not_logged_as_never_retrieved() -> None:
+    logged: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
+
+    async def fails(turns: int) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        raise ValueError
+
+    for turns in range(8):
+        for later in range(1, 8):
+            outer = asyncio.create_task(within(3_600, fails(turns)))
+            for _ in range(later):
+                await asyncio.sleep(0)
+            outer.cancel()
+            with suppress(asyncio.CancelledError, ValueError):
+                await outer
+    gc.collect()
+    assert logged == []
 
 
 @pytest.mark.parametrize("new_loop", LOOPS)

@@ -8,6 +8,7 @@ from domain.ids import uuid7
 from ledger.book import Book, Crossing
 from ledger.budgets import Budget, Subject
 from ledger.counters import Counter
+from ledger.exchange_lines import Want
 from ledger.holds import Demand, Hold, Shortfall
 from ledger.shards import channel
 from ledger.windows import parse_window
@@ -59,8 +60,9 @@ def hold(on: Replica, tokens: int, now_us: int = NOW_US, subject: Subject = SEAR
 def fetched(on: Replica, ask: Ask, tokens: int, subject: Subject = SEARCH, now_s: int = NOW_S) -> Hold:
     """Hold what one exchange brings."""
     route = on.book.route(subject, now_s)
-    on.leases.want(route, demand(tokens))
-    on.exchange(ask, now_s, [(route, demand(tokens))])
+    want = Want(route, demand(tokens))
+    on.leases.want(want)
+    on.exchange(ask, now_s, [want])
     held = hold(on, tokens, now_s * MILLION, subject)
     assert isinstance(held, Hold), held
     return held
@@ -79,10 +81,11 @@ def step(on: Replica, ask: Ask, now_s: int = NOW_S, wanted: int = 0) -> list[Cro
     """
     route = on.book.route(SEARCH, now_s)
     if wanted:
-        on.leases.want(route, demand(wanted))
+        want = Want(route, demand(wanted))
+        on.leases.want(want)
     on.leases.collect(on.at_s)
     shard = on.leases.shard("acme")
-    exchange = on.leases.build(shard, [(route, demand(wanted))] if wanted else [], now_s, on.at_s)
+    exchange = on.leases.build(shard, [want] if wanted else [], now_s, on.at_s)
     return on.leases.apply(shard, ask(exchange), now_s)
 
 
@@ -95,8 +98,9 @@ def charge(on: Replica, ask: Ask, tokens: int, now_s: int = NOW_S, held: int | N
 def ready(on: Replica, ask: Ask, tokens: int, now_s: int = NOW_S) -> int:
     """What can be held here once so many tokens have been asked for, by those who ask alone."""
     route = on.book.route(SEARCH, now_s)
-    on.leases.want(route, demand(tokens))
-    on.exchange(ask, now_s, [(route, demand(tokens))])
+    want = Want(route, demand(tokens))
+    on.leases.want(want)
+    on.exchange(ask, now_s, [want])
     return counter_of(on).room
 
 

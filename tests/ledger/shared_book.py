@@ -16,6 +16,7 @@ from ledger import recovery
 from ledger.book import Book, Crossing, Headroom, Route, Settlement
 from ledger.budgets import Budget, Subject
 from ledger.counters import Counter, Grant
+from ledger.exchange_lines import Want
 from ledger.holds import Demand, Hold, Shortfall, State
 from ledger.leases import Leases
 from ledger.records import Record
@@ -210,19 +211,16 @@ class SharedBook:
         replica = self._next(hold_id, now_us // US)
         self._keep_up(replica.book.now_s)
         here = replica.book.route(route.subject, replica.book.now_s)
-        whole = demand._replace(cap_min=demand.cap_max)
-        for round_ in range(ROUNDS_MAX):
+        whole, want = demand._replace(cap_min=demand.cap_max), Want(here, demand)
+        for _ in range(ROUNDS_MAX):
             held = replica.book.hold(here, whole, hold_id, row, now_us, ttl_s)
             if isinstance(held, Hold):
                 return held
-            if round_ == 0:
-                replica.leases.want(here, demand)
-            for share in replica.leases.lacking(here, demand):
-                replica.leases.due(share.counter)
-            self._exchange(replica, replica.book.now_s, [(here, demand)])
-            lacking = replica.leases.lacking(here, demand)
+            built = replica.leases.built
+            replica.leases.want(want)
+            self._exchange(replica, replica.book.now_s, [want])
             is_open = all(shard.is_open for shard in replica.leases.shards.values())
-            if lacking and is_open and all(share.is_short and not share.pending for share in lacking):
+            if replica.leases.gone(want, built) and is_open:
                 return replica.book.hold(here, demand, hold_id, row, now_us, ttl_s)
             self._listen()
         raise AssertionError("others go on having something to give back")

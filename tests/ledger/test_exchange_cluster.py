@@ -9,6 +9,7 @@ from domain.amounts import MILLION, Amounts
 from domain.ids import uuid7
 from ledger.book import Book
 from ledger.budgets import Budget, Subject
+from ledger.exchange_lines import Want
 from ledger.holds import Demand, Hold, Shortfall
 from ledger.windows import parse_window
 from tests.ledger.shared_book import Clock, Replica, asks
@@ -52,8 +53,9 @@ def test_budgets_of_several_organisations_and_of_none_are_exchanged_slot_by_slot
     for subject in subjects:
         for replica in replicas:
             route = replica.book.route(subject, NOW_S)
-            replica.leases.want(route, demand)
-            replica.exchange(ask, NOW_S, [(route, demand)])
+            want = Want(route, demand)
+            replica.leases.want(want)
+            replica.exchange(ask, NOW_S, [want])
             held.append(replica.book.hold(route, demand, uuid7(), {}, NOW_S * MILLION, 60))
     assert [type(each) for each in held] == [Hold] * 2 * len(ORGS)
     for replica in replicas:

@@ -11,6 +11,7 @@ import uvloop
 
 from domain.amounts import Amounts
 from ledger.counters import Grant
+from ledger.exchange_lines import Want
 from ledger.holds import Demand, Hold, Shortfall
 from ledger.lease_keeper import FETCH_S, PAUSE_S_MAX, US, Fetched
 from ledger.shared_store import CONNECTIONS_MAX, ServerClock
@@ -183,7 +184,7 @@ async def test_who_waits_is_answered_although_others_go_on_asking(server: RedisS
         route = second.book.route(SUBJECT, second.keeper.clock.now_us() // US)
         asking = asyncio.create_task(second.fetch(1))
         while not asking.done():
-            second.keeper.leases.want(route, demand(1))
+            second.keeper.leases.want(Want(route, demand(1)))
             await asyncio.sleep(0)
         assert await asking is Fetched.SHORT
 

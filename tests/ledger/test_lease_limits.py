@@ -7,6 +7,7 @@ from domain.amounts import Amounts
 from domain.charges import Charge
 from ledger.book import Book
 from ledger.counters import Grant
+from ledger.exchange_lines import Want
 from ledger.holds import Hold, Shortfall
 from ledger.leases import IDLE_S, LIMIT_MAX, TELL_S
 from tests.ledger.replicas import (
@@ -81,10 +82,11 @@ def test_what_is_held_under_a_larger_limit_is_all_that_is_ever_used_beyond_a_low
 def test_what_was_given_under_a_larger_limit_is_not_used_and_goes_back_at_once(clock: Clock, ask: Ask) -> None:
     first, second = two(clock, ask, [budget(100)])
     route = first.book.route(SEARCH, NOW_S)
-    first.leases.want(route, demand(80))
+    want = Want(route, demand(80))
+    first.leases.want(want)
     first.leases.collect(first.at_s)
     shard = first.leases.shard("acme")
-    answer = ask(first.leases.build(shard, [(route, demand(80))], NOW_S, first.at_s))
+    answer = ask(first.leases.build(shard, [want], NOW_S, first.at_s))
     lowered((first, second), 20)
     first.leases.apply(shard, answer, NOW_S)
     assert counter_of(first).room <= 0

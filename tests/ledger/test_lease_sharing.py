@@ -7,7 +7,7 @@ import redis
 from domain.amounts import MILLION, Amounts
 from ledger.book import Book, Crossing
 from ledger.budgets import Budget
-from ledger.exchange_lines import name_of
+from ledger.exchange_lines import Want, name_of
 from ledger.holds import Hold, Shortfall
 from ledger.leases import CALM_MS, IDLE_S, LIVE_MS, QUIET_S
 from ledger.shards import channel
@@ -127,8 +127,9 @@ def test_what_was_allowed_while_the_store_was_away_is_told_and_leaves_nothing_to
     first.book.set_away(is_away=False)
     first.exchange(ask, NOW_S)
     route = second.book.route(SEARCH, NOW_S)
-    second.leases.want(route, demand(1))
-    second.exchange(ask, NOW_S, [(route, demand(1))])
+    want = Want(route, demand(1))
+    second.leases.want(want)
+    second.exchange(ask, NOW_S, [want])
     short = hold(second, 1)
     assert isinstance(short, Shortfall)
     assert counter_of(second).available == -30
@@ -153,15 +154,16 @@ def test_who_did_not_hear_a_recall_learns_of_it_with_its_next_exchange(clock: Cl
     first.exchange(ask, NOW_S)
     assert counter_of(first).room >= 90
     route = second.book.route(SEARCH, NOW_S)
-    second.leases.want(route, demand(100))
-    second.exchange(ask, NOW_S, [(route, demand(100))])
+    want = Want(route, demand(100))
+    second.leases.want(want)
+    second.exchange(ask, NOW_S, [want])
     (share,) = second.leases.lacking(route, demand(100))
     assert (share.is_short, share.pending) == (True, 1)
     first.leases.due(counter_of(first))
     first.exchange(ask, NOW_S)
     assert counter_of(first).room == 0
     second.leases.due(share.counter)
-    second.exchange(ask, NOW_S, [(route, demand(100))])
+    second.exchange(ask, NOW_S, [want])
     assert (share.is_short, share.pending) == (False, 0)
     assert isinstance(hold(second, 100), Hold)
 
@@ -170,34 +172,66 @@ def test_a_recall_that_others_have_answered_is_the_last_word(clock: Clock, ask: 
     first, second = two(clock, ask, [budget(100)])
     fetched(first, ask, 90)
     route = second.book.route(SEARCH, NOW_S)
-    second.leases.want(route, demand(11))
-    second.exchange(ask, NOW_S, [(route, demand(11))])
+    want = Want(route, demand(11))
+    second.leases.want(want)
+    second.exchange(ask, NOW_S, [want])
     (share,) = second.leases.lacking(route, demand(11))
     assert (share.is_short, share.pending) == (True, 1), "what the other holds may have ended meanwhile"
+    assert second.leases.gone(want, 0) == []
     assert first.leases.recall([share.name])
     first.exchange(ask, NOW_S)
     for _ in range(3):
         second.leases.due(share.counter)
-        second.exchange(ask, NOW_S, [(route, demand(11))])
+        built = second.leases.built
+        second.exchange(ask, NOW_S, [want])
         assert (share.is_short, share.pending) == (True, 0)
+        assert second.leases.gone(want, built) == [share]
+        assert second.leases.gone(want, second.leases.built) == [], "nothing was asked since"
+
+
+def test_who_comes_while_a_recall_is_under_way_has_another_opened_and_keeps_nobody_waiting_for_its_end(
+    clock: Clock, ask: Ask
+) -> None:
+    first, second = two(clock, ask, [budget(100)])
+    fetched(first, ask, 90)
+    route, shard = second.book.route(SEARCH, NOW_S), second.leases.shard("acme")
+
+    def gone(wants: list[Want]) -> list[bool]:
+        """For which of these one exchange finds out that nobody has enough; the other replica answers its recall."""
+        built = second.leases.built
+        second.leases.want(wants[0])
+        second.leases.apply(shard, ask(second.leases.build(shard, wants, NOW_S, second.at_s)), NOW_S)
+        first.leases.recall([name_of(counter_of(first))])
+        first.exchange(ask, NOW_S)
+        return [bool(second.leases.gone(want, built)) for want in wants]
+
+    wants = [Want(route, demand(11)) for _ in range(5)]
+    assert [gone(wants[:count]) for count in (1, 2, 3, 4)] == [
+        [False],
+        [False, False],
+        [True, False, False],
+        [True, True, False, False],
+    ]
+    assert gone(wants[2:4]) == [True, True], "nobody new has come"
+    assert gone(wants[4:]) == [False], "what was answered before it came is not for it"
+    assert gone(wants[4:]) == [True]
 
 
 def test_what_was_short_is_not_known_to_be_while_it_is_asked_for_again(clock: Clock, ask: Ask) -> None:
     first, second = two(clock, ask, [budget(100)])
     fetched(first, ask, 90)
     route, asked = second.book.route(SEARCH, NOW_S), demand(11)
-    second.leases.want(route, asked)
-    second.exchange(ask, NOW_S, [(route, asked)])
+    want = Want(route, asked)
+    second.leases.want(want)
+    second.exchange(ask, NOW_S, [want])
     (share,) = second.leases.lacking(route, asked)
     assert share.is_short
     second.leases.due(share.counter)
     shard = second.leases.shard("acme")
-    exchange = second.leases.build(shard, [(route, asked)], NOW_S, second.at_s)
+    exchange = second.leases.build(shard, [want], NOW_S, second.at_s)
     assert not share.is_short
     second.leases.apply(shard, ask(exchange), NOW_S)
     assert share.is_short
-    second.leases.want(route, demand(0))
-    assert (share.is_short, second.leases.lacking(route, demand(0))) == (False, []), "it was another request's answer"
 
 
 def test_what_is_overspent_has_no_room_even_for_nothing(clock: Clock, ask: Ask) -> None:
@@ -208,7 +242,7 @@ def test_what_is_overspent_has_no_room_even_for_nothing(clock: Clock, ask: Ask) 
     first.exchange(ask, NOW_S)
     route = second.book.route(SEARCH, NOW_S)
     second.leases.due(route.counters[0][0])
-    second.exchange(ask, NOW_S, [(route, demand(0))])
+    second.exchange(ask, NOW_S, [Want(route, demand(0))])
     (share,) = second.leases.lacking(route, demand(0))
     assert (share.is_short, share.pending, share.counter.available) == (True, 0, -30)
 
@@ -217,8 +251,9 @@ def test_shortly_after_a_recall_nothing_is_leased_beyond_need(clock: Clock, ask:
     first, second = two(clock, ask, [budget(100)], horizon_s=10.0)
     first.book.void(fetched(first, ask, 50).hold_id)
     route = second.book.route(SEARCH, NOW_S)
-    second.leases.want(route, demand(100))
-    second.exchange(ask, NOW_S, [(route, demand(100))])
+    want = Want(route, demand(100))
+    second.leases.want(want)
+    second.exchange(ask, NOW_S, [want])
     first.leases.recall([name_of(counter_of(first))])
     first.exchange(ask, NOW_S)
     first.leases.due(counter_of(first))
@@ -237,8 +272,9 @@ def test_a_clock_that_is_ahead_frees_nothing_of_a_rolling_window_early(clock: Cl
     clock.follow(NOW_S + 60)
     for _ in range(2):
         route = second.book.route(SEARCH, NOW_S + 61)
-        second.leases.want(route, demand(1))
-        second.exchange(ask, NOW_S + 61, [(route, demand(1))])
+        want = Want(route, demand(1))
+        second.leases.want(want)
+        second.exchange(ask, NOW_S + 61, [want])
         assert isinstance(hold(second, 1, NOW_US + 61 * MILLION), Shortfall)
     clock.follow(NOW_S + 61)
     assert isinstance(fetched(second, ask, 1, now_s=NOW_S + 61), Hold)
@@ -279,8 +315,9 @@ def test_who_has_nothing_to_tell_learns_of_a_new_epoch_all_the_same(
 def test_nothing_is_leased_before_all_replicas_have_joined(clock: Clock, ask: Ask) -> None:
     first, second = (replica(clock, [budget(100)], name, of=2) for name in ("r0", "r1"))
     route = first.book.route(SEARCH, NOW_S)
-    first.leases.want(route, demand(10))
-    first.exchange(ask, NOW_S, [(route, demand(10))])
+    want = Want(route, demand(10))
+    first.leases.want(want)
+    first.exchange(ask, NOW_S, [want])
     assert isinstance(hold(first, 10), Shortfall)
     assert not first.leases.shard("acme").is_open
     second.leases.shard("acme")

@@ -3,7 +3,7 @@
 import orjson
 import redis
 
-from ledger.exchange_lines import name_of
+from ledger.exchange_lines import Want, name_of
 from ledger.holds import Hold, Shortfall
 from ledger.leases import CALM_MS, IDLE_S, LIVE_MS
 from tests.ledger.replicas import (
@@ -95,7 +95,7 @@ def test_who_lacks_the_same_is_not_waited_for(clock: Clock, ask: Ask) -> None:
     second.leases.due(share.counter)
     step(second, ask)
     second.leases.due(share.counter)
-    second.exchange(ask, NOW_S, [(second.book.route(SEARCH, NOW_S), demand(20))])
+    second.exchange(ask, NOW_S, [Want(second.book.route(SEARCH, NOW_S), demand(20), recalls={share.name: 0})])
     assert (share.is_short, share.pending) == (True, 0)
 
 
@@ -113,7 +113,7 @@ def test_a_recall_of_an_old_epoch_does_not_keep_one_from_being_opened_in_a_new_o
         each.exchange(ask, NOW_S)
     said(redis_client)
     second.leases.due(share.counter)
-    second.exchange(ask, NOW_S, [(second.book.route(SEARCH, NOW_S), demand(1))])
+    second.exchange(ask, NOW_S, [Want(second.book.route(SEARCH, NOW_S), demand(1), recalls={share.name: 1})])
     assert said(redis_client) == [["r1", [share.name]]]
 
 
@@ -128,10 +128,10 @@ def test_what_is_given_back_is_not_used_from_the_moment_it_is_sent(clock: Clock,
 def test_all_who_wait_are_fetched_for_at_once(clock: Clock, ask: Ask) -> None:
     alone = replica(clock, [budget(100)])
     alone.exchange(ask, NOW_S)
-    waiting = [(alone.book.route(SEARCH, NOW_S), demand(tokens)) for tokens in (10, 15)]
-    for route, asked in waiting:
-        alone.leases.want(route, asked)
-    alone.exchange(ask, NOW_S, waiting)
+    wants = [Want(alone.book.route(SEARCH, NOW_S), demand(tokens)) for tokens in (10, 15)]
+    for want in wants:
+        alone.leases.want(want)
+    alone.exchange(ask, NOW_S, wants)
     assert counter_of(alone).room == 25
 
 
@@ -239,9 +239,9 @@ def test_who_waits_presses_and_what_is_under_way_too(clock: Clock, ask: Ask) -> 
     assert alone.leases.is_pressing(shard, alone.at_s), "no epoch is known yet"
     alone.exchange(ask, NOW_S)
     assert not alone.leases.is_pressing(shard, alone.at_s)
-    alone.leases.want(route, demand(0))
+    alone.leases.want(Want(route, demand(0)))
     assert not alone.leases.is_pressing(shard, alone.at_s), "nothing is lacking"
-    alone.leases.want(route, demand(1))
+    alone.leases.want(Want(route, demand(1)))
     assert alone.leases.is_pressing(shard, alone.at_s)
     exchange = alone.leases.build(shard, [], NOW_S, alone.at_s)
     assert alone.leases.is_pressing(shard, alone.at_s), "it may have been lost"

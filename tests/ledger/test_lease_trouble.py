@@ -6,6 +6,7 @@ from domain.amounts import MILLION, Amounts
 from ledger.book import Book
 from ledger.budgets import Budget
 from ledger.counters import Grant
+from ledger.exchange_lines import Want
 from ledger.holds import Hold, Shortfall
 from ledger.leases import CELLS_MAX, LINES_MAX
 from ledger.shards import NameTaken
@@ -17,8 +18,9 @@ from tests.ledger.shared_book import Ask, Clock, Replica
 def wants(on: Replica, ask: Ask, tokens: int) -> list[tuple[bool, int]]:
     """Of each counter that lacks after an exchange for these tokens: whether nobody has it, how many may give back."""
     route = on.book.route(SEARCH, NOW_S)
-    on.leases.want(route, demand(tokens))
-    on.exchange(ask, NOW_S, [(route, demand(tokens))])
+    want = Want(route, demand(tokens))
+    on.leases.want(want)
+    on.exchange(ask, NOW_S, [want])
     return [(share.is_short, share.pending) for share in on.leases.lacking(route, demand(tokens))]
 
 
@@ -73,8 +75,9 @@ def test_what_a_grant_that_ended_had_leased_is_given_back_without_being_asked_fo
             if each.leases.is_pressing(each.leases.shard("acme"), each.at_s):
                 each.exchange(ask, now_s)
     route = first.book.route(SEARCH, NOW_S + 30)
-    first.leases.want(route, demand(990))
-    first.exchange(ask, NOW_S + 30, [(route, demand(990))])
+    want = Want(route, demand(990))
+    first.leases.want(want)
+    first.exchange(ask, NOW_S + 30, [want])
     assert isinstance(hold(first, 990, (NOW_S + 30) * MILLION), Hold)
 
 
@@ -105,9 +108,9 @@ def test_an_exchange_has_as_many_lines_as_their_cells_allow(clock: Clock, ask: A
         clock.follow(now_s)
         for user in users:
             route = book.route(user, now_s)
-            it.leases.want(route, demand(1))
+            it.leases.want(Want(route, demand(1)))
             if second_s == 0:
-                it.exchange(ask, now_s, [(route, demand(1_000))])
+                it.exchange(ask, now_s, [Want(route, demand(1_000))])
             held = hold(it, 1, now_s * MILLION, user)
             if isinstance(held, Hold):
                 book.settle(held.hold_id, Amounts(tokens=1), now_s * MILLION)

@@ -4,7 +4,7 @@ import pytest
 import redis
 
 from domain.amounts import MILLION, Amounts
-from ledger.exchange_lines import name_of
+from ledger.exchange_lines import Want, name_of
 from ledger.holds import Shortfall
 from ledger.leases import CALM_MS, LIVE_MS, TELL_S
 from tests.ledger.replicas import (
@@ -76,10 +76,11 @@ def test_an_answer_that_comes_after_the_window_has_turned_is_not_taken_for_the_n
     charge(second, ask, 20)
     second.exchange(ask, NOW_S)
     route = first.book.route(SEARCH, NOW_S)
-    first.leases.want(route, demand(60))
+    want = Want(route, demand(60))
+    first.leases.want(want)
     shard = first.leases.shard("acme")
     first.leases.collect(first.at_s)
-    answer = ask(first.leases.build(shard, [(route, demand(60))], NOW_S, first.at_s))
+    answer = ask(first.leases.build(shard, [want], NOW_S, first.at_s))
     clock.follow(later_s)
     assert isinstance(hold(first, 1, later_s * MILLION), Shortfall)
     first.leases.apply(shard, answer, later_s)
@@ -94,8 +95,9 @@ def test_an_answer_for_another_window_than_the_budget_has_by_then_is_not_taken(c
     alone = replica(clock, [over("minute")])
     shard, route = alone.leases.shard("acme"), alone.book.route(SEARCH, NOW_S)
     alone.exchange(ask, NOW_S)
-    alone.leases.want(route, demand(60))
-    answer = ask(alone.leases.build(shard, [(route, demand(60))], NOW_S, alone.at_s))
+    want = Want(route, demand(60))
+    alone.leases.want(want)
+    answer = ask(alone.leases.build(shard, [want], NOW_S, alone.at_s))
     alone.book.configure([over("day")], NOW_S)
     alone.leases.apply(shard, answer, NOW_S)
     assert counter_of(alone).room == 0

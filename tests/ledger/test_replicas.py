@@ -12,6 +12,7 @@ from domain.ids import uuid7
 from ledger import replicas
 from ledger.book import Book
 from ledger.budgets import Budget, Subject
+from ledger.exchange_lines import Want
 from ledger.holds import Demand, Hold, Shortfall
 from ledger.replicas import QUIET_S, ReplicaActive, forget, seen_replicas, unspent
 from ledger.shard_names import NAMES
@@ -89,8 +90,9 @@ def held(on: Replica, ask: Ask, tokens: int, org: str = "acme") -> Hold | Shortf
     """Hold with what one exchange brings."""
     now_s = on.clock.now_ms // 1000
     route = on.book.route(subject(org), now_s)
-    on.leases.want(route, demand(tokens))
-    on.exchange(ask, now_s, [(route, demand(tokens))])
+    want = Want(route, demand(tokens))
+    on.leases.want(want)
+    on.exchange(ask, now_s, [want])
     return on.book.hold(route, demand(tokens), uuid7(), {}, now_s * US, 600)
 
 
@@ -235,8 +237,9 @@ def test_what_it_sent_before_it_was_forgotten_changes_nothing_when_it_arrives_af
         return ask(exchange)
 
     spend(gone, asked, 10)
-    gone.leases.want(route, demand(30))
-    waits = gone.leases.build(shard, [(route, demand(30))], clock.now_ms // 1000, gone.at_s)
+    want = Want(route, demand(30))
+    gone.leases.want(want)
+    waits = gone.leases.build(shard, [want], clock.now_ms // 1000, gone.at_s)
     forget(client, named(client, "gone"))
     before = counters(client), kept(client, "gone"), client.hgetall("bursar:{acme}:state")
     for late in (*sent, waits):

@@ -3,6 +3,7 @@
 import redis
 
 from domain.ids import uuid7
+from ledger.exchange_lines import Want
 from ledger.holds import Hold, Shortfall
 from tests.ledger.replicas import NOW_S, NOW_US, SEARCH, TTL_S, budget, demand, together
 from tests.ledger.shared_book import Clock, Replica, SharedBook
@@ -16,9 +17,10 @@ def tried(of: SharedBook, at: int, tokens: int = LIMIT) -> Hold | Shortfall:
     """What one replica holds of a new organisation by what it is given in two exchanges, the others saying nothing."""
     replica = of.replicas[at]
     route = replica.book.route(NEW, NOW_S)
-    replica.leases.want(route, demand(tokens))
+    want = Want(route, demand(tokens))
+    replica.leases.want(want)
     for _ in range(2):
-        replica.exchange(of.ask, NOW_S, [(route, demand(tokens))])
+        replica.exchange(of.ask, NOW_S, [want])
     return replica.book.hold(route, demand(tokens), uuid7(), {}, NOW_US, TTL_S)
 
 

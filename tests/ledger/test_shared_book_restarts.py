@@ -10,6 +10,7 @@ from domain.amounts import MILLION, Amounts
 from domain.ids import uuid7
 from ledger.book import Book
 from ledger.budgets import Budget, Subject
+from ledger.exchange_lines import Want
 from ledger.holds import Demand, Hold
 from ledger.windows import parse_window
 from tests.ledger.shared_book import Ask, Clock, Replica, asks
@@ -55,8 +56,9 @@ def taken(replica: Replica, ask: Ask, tokens: int) -> int:
     """What of these tokens a replica can hold after one exchange: all or none."""
     demand = Demand(Amounts(tokens=tokens), Amounts(), 0, 0)
     route = replica.book.route(SEARCH, NOW_S)
-    replica.leases.want(route, demand)
-    replica.exchange(ask, NOW_S, [(route, demand)])
+    want = Want(route, demand)
+    replica.leases.want(want)
+    replica.exchange(ask, NOW_S, [want])
     held = replica.book.hold(route, demand, uuid7(), {}, NOW_S * MILLION, 60)
     return tokens if isinstance(held, Hold) else 0
 
@@ -121,8 +123,9 @@ def test_an_answer_lost_with_the_server_is_given_again_when_it_comes_back(always
     first, second = pair(ask, clock, is_durable=True)
     shard, route = first.leases.shard("acme"), first.book.route(SEARCH, NOW_S)
     demand = Demand(Amounts(tokens=25), Amounts(), 0, 0)
-    first.leases.want(route, demand)
-    answer = ask(first.leases.build(shard, [(route, demand)], NOW_S, first.at_s))  # which does not arrive
+    want = Want(route, demand)
+    first.leases.want(want)
+    answer = ask(first.leases.build(shard, [want], NOW_S, first.at_s))  # which does not arrive
     server.kill()
     server.start()
     again = ask(first.leases.build(shard, [], NOW_S, first.at_s))
