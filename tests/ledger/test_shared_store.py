@@ -13,7 +13,7 @@ from ledger.shared_store import connect
 from tests.redis_server import RedisServer
 
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
-TIMEOUT_MS = 100
+TIMEOUT_MS = 400
 TURNS = 60
 
 
@@ -53,12 +53,12 @@ def test_a_connection_is_made_also_while_its_process_is_held_up(
     new_loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
     async def connected(url: str) -> None:
-        for turns in range(8):
+        for turns in range(6):
             client, listener = connect(url, TIMEOUT_MS, None)
             asking = asyncio.create_task(client.ping())
             for _ in range(turns):
                 await asyncio.sleep(0)
-            time.sleep(2 * TIMEOUT_MS / 1000)  # noqa: ASYNC251 as a burst of requests does
+            time.sleep(1.3 * TIMEOUT_MS / 1000)  # noqa: ASYNC251 as a burst of requests does
             assert await asking
             for each in (client, listener):
                 await each.aclose()
